@@ -1,0 +1,124 @@
+"""Damage any PyTorch network, measure exactly how it fails, and rescue it.
+
+This module is only a door: it names the public names and opens each on first use, so that `import planaria`
+neither imports torch nor takes time. Nothing inside the package imports it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planaria.core import errors as errors
+    from planaria.core.anatomy import Anatomy as Anatomy
+    from planaria.core.anatomy import Unit as Unit
+    from planaria.core.motion import Cost as Cost
+    from planaria.core.motion import Moment as Moment
+    from planaria.core.motion import after as after
+    from planaria.core.motion import chain as chain
+    from planaria.core.motion import examples as examples
+    from planaria.core.motion import multiply_adds as multiply_adds
+    from planaria.core.motion import repeat as repeat
+    from planaria.core.motion import seconds as seconds
+    from planaria.core.motion import settle as settle
+    from planaria.core.motion import steps as steps
+    from planaria.core.motion import updates as updates
+    from planaria.core.network import Network as Network
+    from planaria.core.streams import stream as stream
+    from planaria.core.tap import tap as tap
+    from planaria.damage.damage import Damage as Damage
+    from planaria.damage.damage import Dose as Dose
+    from planaria.damage.faults import Noise as Noise
+    from planaria.damage.faults import Silence as Silence
+    from planaria.damage.faults import StuckAt as StuckAt
+    from planaria.damage.sites import GivenUnits as GivenUnits
+    from planaria.damage.sites import RandomEntries as RandomEntries
+    from planaria.damage.sites import RandomUnits as RandomUnits
+    from planaria.damage.sites import RankedUnits as RankedUnits
+    from planaria.measure.datasets import task as task
+    from planaria.measure.scores import Score as Score
+    from planaria.measure.statistics import Estimate as Estimate
+    from planaria.measure.task import Data as Data
+    from planaria.measure.task import Task as Task
+    from planaria.repair.refit import Refit as Refit
+    from planaria.repair.refit import Sidecar as Sidecar
+    from planaria.repair.regrow import Regrow as Regrow
+    from planaria.repair.retrain import SGD as SGD
+    from planaria.repair.retrain import Adam as Adam
+    from planaria.repair.retrain import AdamW as AdamW
+    from planaria.repair.retrain import Retrain as Retrain
+    from planaria.study.rescue import compare as compare
+    from planaria.study.rescue import rescue as rescue
+    from planaria.study.respond import respond as respond
+
+    __version__: str
+
+# Public name -> module that defines it.
+_DOOR = {
+    "Network": "core.network",
+    "Moment": "core.motion",
+    "Cost": "core.motion",
+    "chain": "core.motion",
+    "repeat": "core.motion",
+    "settle": "core.motion",
+    "after": "core.motion",
+    "steps": "core.motion",
+    "updates": "core.motion",
+    "examples": "core.motion",
+    "multiply_adds": "core.motion",
+    "seconds": "core.motion",
+    "stream": "core.streams",
+    "Anatomy": "core.anatomy",
+    "Unit": "core.anatomy",
+    "tap": "core.tap",
+    "Task": "measure.task",
+    "Data": "measure.task",
+    "task": "measure.datasets",
+    "Score": "measure.scores",
+    "Estimate": "measure.statistics",
+    "Damage": "damage.damage",
+    "Dose": "damage.damage",
+    "Silence": "damage.faults",
+    "StuckAt": "damage.faults",
+    "Noise": "damage.faults",
+    "RandomUnits": "damage.sites",
+    "RankedUnits": "damage.sites",
+    "GivenUnits": "damage.sites",
+    "RandomEntries": "damage.sites",
+    "Retrain": "repair.retrain",
+    "SGD": "repair.retrain",
+    "Adam": "repair.retrain",
+    "AdamW": "repair.retrain",
+    "Regrow": "repair.regrow",
+    "Refit": "repair.refit",
+    "Sidecar": "repair.refit",
+    "respond": "study.respond",
+    "rescue": "study.rescue",
+    "compare": "study.rescue",
+}
+
+# Public name -> module that it is.
+_MODULES = {"errors": "core.errors"}
+
+__all__ = [*_DOOR, *_MODULES]  # noqa: PLE0604 - the keys are the names
+
+
+def __getattr__(name: str) -> object:
+    """Open the door for one public name and keep it open."""
+    value: object
+    if name in _DOOR:
+        value = getattr(import_module(f"planaria.{_DOOR[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"planaria.{_MODULES[name]}")
+    elif name == "__version__":
+        value = import_module("planaria.version").version()
+    else:
+        raise AttributeError(f"module 'planaria' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, opened or not."""
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

@@ -1,0 +1,399 @@
+"""Anatomy: which weights belong to which unit.
+
+A unit is the smallest thing that fails: a neuron, a feature map, an attention head. Deleting it means silencing its
+*output*. The anatomy finds the units of any network from a trace (`graph.py`), and for each the entries whose zeroing
+silences it exactly:
+
+- following the unit's activation forwards to every product that reads it gives the *outgoing* entries; zeroing them
+  is exact whenever nothing else reads the activation and only zero-preserving functions lie in between;
+- following it backwards to the product that makes it gives the *incoming* entries and the *shift* (bias, or the
+  normalisation's bias); zeroing them is exact whenever everything up to the activation maps zero to zero.
+
+At least one must hold, or the layer is named in `unreached` with the reason; `tap` then makes units of any module's
+output. `verify` compares silencing by weights with gating the activation itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planaria.core.errors import AnatomyError, nearest
+from planaria.core.graph import Graph, Tags, run, trace
+from planaria.core.network import Network
+from planaria.core.survey import Finding, survey
+from planaria.core.trees import Entries, either
+
+KINDS = ("neuron", "channel", "head", "branch", "tap")
+"""Kinds of unit: neuron of a matrix product, feature map of a convolution, attention head, channel that a branch
+adds to a residual stream, channel of a tapped module's output."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Unit:
+    """A unit, addressed by the name of its layer and its index there."""
+
+    layer: str
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Entries of some units, by role.
+
+    Attributes:
+        incoming: Weights that the units read through, and biases that a later shift makes idle.
+        scale: What their value is multiplied by: a normalisation's weight, a tap's gain.
+        shift: What is added last before the units' activation: bias, or the normalisation's bias.
+        outgoing: Weights through which the units are read; empty for units that are silenced from the inside.
+        unshifted: Layers of these units that have no shift.
+    """
+
+    incoming: Entries
+    scale: Entries
+    shift: Entries
+    outgoing: Entries
+    unshifted: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> Entries:
+        """Entries of every role."""
+        return either(either(self.incoming, self.scale), either(self.shift, self.outgoing))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The units of one layer.
+
+    Attributes:
+        layer: Name of the layer that makes them.
+        kind: One of KINDS.
+        count: Number of units.
+        method: "slices" of the weights, or "tap".
+        exact_by: "outgoing", "incoming" or "both": which zeroing alone silences a unit exactly.
+        readers: Names of the weights that read the units' activation.
+    """
+
+    layer: str
+    kind: str
+    count: int
+    method: str
+    exact_by: str
+    readers: tuple[str, ...]
+    owners: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    """Role -> weight name -> unit index of each entry, -1 = none."""
+    gates: tuple[tuple[str, Tensor], ...] = field(repr=False)
+    """Calls (`Call.tag`) whose output is the units' activation, with the unit index of each of its entries."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of `Anatomy.verify` for one layer: units tried, and the largest difference of any output."""
+
+    layer: str
+    units: int
+    difference: float
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The units of a network and the entries that belong to them.
+
+    Attributes:
+        groups: One per layer with units, in the order of execution.
+        unreached: Layer -> why it has no units of its own.
+
+    Example:
+        >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
+        >>> Anatomy.of(net).units()
+        (Unit(layer='0', index=0), Unit(layer='0', index=1), Unit(layer='0', index=2))
+    """
+
+    groups: tuple[Group, ...]
+    unreached: Mapping[str, str]
+
+    @staticmethod
+    def of(net: Network, inputs: Tensor | None = None) -> Anatomy:
+        """Trace a network and find its units; the result is kept and shared by all networks derived from `net`.
+
+        Args:
+            net: Any network.
+            inputs: Example inputs [examples, ...]; by default the network's own.
+
+        Raises:
+            AnatomyError: If the network has no example inputs, or cannot run on them.
+        """
+        if inputs is None:
+            known = _KNOWN.get(net.module)
+            if known is not None:
+                return known
+            if net.inputs is None:
+                raise AnatomyError(
+                    "Anatomy.of(net)",
+                    "a network with example inputs",
+                    "none",
+                    "Build it by Network.of(model, inputs).",
+                )
+            anatomy = _read(_traced(net, net.inputs), net)
+            _KNOWN[net.module] = anatomy
+            return anatomy
+        return _read(_traced(net, inputs), net)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of unit that this network has."""
+        return tuple(kind for kind in KINDS if any(group.kind == kind for group in self.groups))
+
+    def select(
+        self, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None
+    ) -> tuple[Group, ...]:
+        """Groups of the given kinds and layers.
+
+        Args:
+            kinds: Some of KINDS; by default all but branches (branches too where there is nothing else, and where
+                layers are named).
+            layers: Layer names; by default all.
+
+        Raises:
+            AnatomyError: On a layer or kind this network does not have, or if nothing is left.
+        """
+        by_name = {group.layer: group for group in self.groups}
+        for layer in layers or ():
+            if layer not in by_name:
+                reason = self.unreached.get(layer)
+                raise AnatomyError(
+                    f"layer {layer!r}",
+                    "a layer with units",
+                    "none of that name" if reason is None else reason,
+                    nearest(layer, by_name)
+                    if reason is None
+                    else "tap(net, [layer]) makes units of its output.",
+                )
+        for kind in kinds or ():
+            if kind not in KINDS:
+                raise AnatomyError(f"kind {kind!r}", "a kind of unit", repr(kind), nearest(kind, KINDS))
+        chosen = [group for group in self.groups if layers is None or group.layer in layers]
+        if kinds is not None:
+            chosen = [group for group in chosen if group.kind in kinds]
+        elif layers is None and any(group.kind != "branch" for group in chosen):
+            chosen = [group for group in chosen if group.kind != "branch"]
+        if not chosen:
+            found = ", ".join(self.kinds) or "no units at all"
+            reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.unreached.items())[:5])
+            raise AnatomyError(
+                "the network's units",
+                f"units of kind {', '.join(kinds)}" if kinds else "at least one unit",
+                found,
+                f"Not reached: {reasons}. tap(net) makes units of any module's output." if reasons else "",
+            )
+        return tuple(chosen)
+
+    def units(self, kind: str | None = None) -> tuple[Unit, ...]:
+        """All units, or those of one kind, in the order of execution (all: every kind, branches included)."""
+        return tuple(
+            Unit(group.layer, index)
+            for group in self.groups
+            if kind is None or group.kind == kind
+            for index in range(group.count)
+        )
+
+    def entries(self, units: Iterable[Unit]) -> Slices:
+        """Entries that belong to the given units.
+
+        Raises:
+            AnatomyError: On a unit that does not exist.
+
+        Example:
+            >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
+            >>> Anatomy.of(net).entries([Unit("0", 1)]).outgoing["2.weight"]
+            tensor([[False,  True, False],
+                    [False,  True, False]])
+        """
+        chosen: dict[str, list[int]] = {}
+        for unit in units:
+            chosen.setdefault(unit.layer, []).append(unit.index)
+        by_name = {group.layer: group for group in self.groups}
+        roles: dict[str, Entries] = {"incoming": {}, "scale": {}, "shift": {}, "outgoing": {}}
+        for layer, indices in chosen.items():
+            if layer not in by_name:
+                self.select(layers=[layer])  # raises with the reason
+            group = by_name[layer]
+            wrong = [index for index in indices if not 0 <= index < group.count]
+            if wrong:
+                raise AnatomyError(f"Unit({layer!r}, {wrong[0]})", f"an index below {group.count}", wrong[0])
+            picked = torch.zeros(group.count + 1, dtype=torch.bool)  # the last place answers for owner -1
+            picked[indices] = True
+            for role, owners in group.owners.items():
+                hit = {name: picked.to(owner.device)[owner] for name, owner in owners.items()}
+                roles[role] = either(roles[role], {name: h for name, h in hit.items() if bool(h.any())})
+        return Slices(**roles, unshifted=tuple(n for n in chosen if not by_name[n].owners["shift"]))
+
+    def dead(self, net: Network) -> dict[str, Tensor]:
+        """Which units are dead: nothing reaches them any more, and no flow can change that.
+
+        A unit is dead when its incoming entries and scale are zero and these and its shift are pinned, as after
+        `Silence` or `StuckAt`. (Units known by their outgoing entries only: when those are zero and pinned.)
+
+        Args:
+            net: The traced network or one derived from it.
+
+        Returns:
+            Layer -> boolean tensor [units].
+        """
+        result: dict[str, Tensor] = {}
+        for group in self.groups:
+            living = torch.zeros(group.count + 1, dtype=torch.bool, device=net.device)
+            inward = {**group.owners["incoming"], **group.owners["scale"]} or group.owners["outgoing"]
+            for name, owner in inward.items():
+                living[owner[(net.weights[name] != 0) | (net.plasticity[name] != 0)]] = True
+            for name, owner in group.owners["shift"].items():
+                living[owner[net.plasticity[name] != 0]] = True
+            result[group.layer] = ~living[:-1].cpu()
+        return result
+
+    def living(self, net: Network, groups: Iterable[Group] | None = None) -> tuple[Unit, ...]:
+        """Units of the given groups (default: all) that are not dead."""
+        dead = self.dead(net)
+        return tuple(
+            Unit(group.layer, index)
+            for group in (self.groups if groups is None else groups)
+            for index in (~dead[group.layer]).nonzero().flatten().tolist()
+        )
+
+    def verify(
+        self,
+        net: Network,
+        inputs: Tensor | None = None,
+        *,
+        per_layer: int = 64,
+        tolerance: float = 1e-5,
+    ) -> tuple[Check, ...]:
+        """Prove that silencing units by their weights equals gating their activation.
+
+        For each layer, up to `per_layer` units one by one and half of the layer at once: |f_silenced - f_gated| must
+        stay below tolerance * max|f|.
+
+        Args:
+            net: The network; it is not changed.
+            inputs: [examples, ...]; by default the network's example inputs.
+            per_layer: Units tried in each layer, evenly spaced.
+            tolerance: Relative to the largest output.
+
+        Returns:
+            One Check per layer.
+
+        Raises:
+            AnatomyError: Naming the first layer and unit for which the two disagree.
+        """
+        inputs = net.inputs if inputs is None else inputs
+        if inputs is None:
+            raise AnatomyError("Anatomy.verify", "example inputs", "none", "Pass inputs.")
+        fresh = Anatomy.of(net, inputs)
+        scale = float(_flat(net(inputs)).abs().max()) or 1.0
+        checks = []
+        for group in fresh.groups:
+            spaced = sorted({int(i) for i in torch.linspace(0, group.count - 1, per_layer).round()})
+            worst = 0.0
+            for units in [[index] for index in spaced] + [list(range(0, group.count, 2))]:
+                difference = _disagreement(net, inputs, fresh, group, units)
+                if not difference <= tolerance * scale:
+                    raise AnatomyError(
+                        f"layer {group.layer!r}",
+                        f"silencing unit {units[0]} by weights to equal gating its activation",
+                        f"outputs {difference:.3g} apart",
+                        "Tap the layer instead: tap(net, [layer]).",
+                    )
+                worst = max(worst, difference)
+            checks.append(Check(group.layer, len(spaced), worst))
+        return tuple(checks)
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
+
+
+def silence(net: Network, entries: Entries) -> Network:
+    """Network with the selected entries zero and pinned.
+
+    Example:
+        >>> net = silence(Network.of(nn.Linear(1, 1)), {"bias": torch.tensor([True])})
+        >>> float(net.weights["bias"].detach()), float(net.plasticity["bias"])
+        (0.0, 0.0)
+    """
+    zeroed = {name: net.weights[name].masked_fill(selected, 0) for name, selected in entries.items()}
+    return net.with_weights(zeroed).pin(entries)
+
+
+def _traced(net: Network, inputs: Tensor) -> Graph:
+    try:
+        return trace(net, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise AnatomyError(
+            "Anatomy.of(net)",
+            f"a network that runs on inputs of shape {tuple(inputs.shape)}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "Give example inputs of the shape and type the model was trained on.",
+        ) from error
+
+
+def _read(graph: Graph, net: Network) -> Anatomy:
+    findings, unreached = survey(graph, net)
+    groups = (
+        Group(
+            layer=finding.layer,
+            kind=finding.kind,
+            count=finding.count,
+            method="tap" if finding.kind == "tap" else "slices",
+            exact_by=finding.exact_by,
+            readers=finding.readers,
+            owners=finding.owners,
+            gates=tuple((graph.calls[at].tag, labels) for at, labels in finding.gates),
+        )
+        for finding in findings
+    )
+    return Anatomy(tuple(groups), unreached)
+
+
+class _Gate(TorchDispatchMode):
+    """Multiplies the outputs of the given calls by a gate."""
+
+    def __init__(self, gates: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._gates = gates
+        self._tags = Tags()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        gate = self._gates.get(self._tags.next(func))
+        if gate is None:
+            return result
+        first = result[0] if isinstance(result, (tuple, list)) else result
+        first.mul_(gate)  # in place: whoever holds the tensor sees the gated activation
+        return result
+
+
+def _disagreement(
+    net: Network, inputs: Tensor, anatomy: Anatomy, group: Group, units: Sequence[int]
+) -> float:
+    silenced = silence(net, anatomy.entries(Unit(group.layer, index) for index in units).all)
+    picked = torch.zeros(group.count + 1, dtype=torch.bool)
+    picked[list(units)] = True
+    gates = {tag: ~picked.to(labels.device)[labels] for tag, labels in group.gates}
+    gated = run(net, inputs, _Gate(gates))
+    return float((_flat(silenced(inputs)) - _flat(gated)).abs().max())
+
+
+def _flat(outputs: Any) -> Tensor:
+    """All tensors of the outputs in one row."""
+    if isinstance(outputs, Tensor):
+        return outputs.reshape(-1).double()
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return torch.cat([_flat(part) for part in parts if part is not None])

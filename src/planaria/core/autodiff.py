@@ -1,0 +1,87 @@
+"""Switches that make a forward pass exact and differentiable in every direction.
+
+Torch has fused kernels that hide what they compute: the fast path of `nn.TransformerEncoderLayer` bypasses its own
+submodules, and fused attention has neither forward-mode derivatives nor separate heads. `plain_kernels` turns both
+off for a while; everything in planaria that runs a network goes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from planaria.core.trees import Weights, zip_map
+
+
+@contextmanager
+def plain_kernels(*, attention: bool = False) -> Iterator[None]:
+    """Run with the encoder fast path off and, if asked, with attention written out; restores both afterwards.
+
+    Args:
+        attention: Also replace fused attention by its mathematical form (needed for derivatives along directions).
+
+    Example:
+        >>> with plain_kernels(attention=True):
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if attention:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def jvp(function: Callable[[Weights], Tensor], weights: Weights, direction: Weights) -> tuple[Tensor, Tensor]:
+    """Value of `function` at `weights` and its derivative along `direction`, J v.
+
+    Args:
+        function: Weights -> outputs, in eval mode (batch statistics frozen).
+        weights: Point.
+        direction: Tangent, same names and shapes.
+
+    Returns:
+        Outputs and their directional derivative, both of the outputs' shape.
+
+    Example:
+        >>> jvp(lambda w: w["a"] ** 2, {"a": torch.tensor(3.0)}, {"a": torch.tensor(1.0)})
+        (tensor(9.), tensor(6.))
+    """
+    with plain_kernels(attention=True):
+        pair: tuple[Tensor, Tensor] = torch.func.jvp(function, (weights,), (direction,))  # type: ignore[assignment]
+    return pair
+
+
+def vjp(function: Callable[[Weights], Tensor], weights: Weights, cotangent: Tensor) -> tuple[Tensor, Weights]:
+    """Value of `function` at `weights` and the pulled-back cotangent, J^T u.
+
+    Args:
+        function: Weights -> outputs, in eval mode.
+        weights: Point.
+        cotangent: Tensor of the outputs' shape.
+
+    Returns:
+        Outputs, and a dictionary with the names and shapes of `weights`.
+
+    Example:
+        >>> vjp(lambda w: w["a"] ** 2, {"a": torch.tensor(3.0)}, torch.tensor(1.0))
+        (tensor(9.), {'a': tensor(6.)})
+    """
+    with plain_kernels(attention=True), torch.enable_grad():
+        leaves = zip_map(lambda w: w.detach().requires_grad_(w.is_floating_point()), weights)
+        value = function(leaves)
+        gradients = torch.autograd.grad(value, list(leaves.values()), cotangent, allow_unused=True)
+    filled = {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+    }
+    return value.detach(), filled

@@ -1,0 +1,388 @@
+"""Graph: what a network really computed, call by call.
+
+A trace runs the network once on a few examples and records every tensor operation below autograd. Nothing about the
+architecture needs to be known: layers, functional calls, fused modules and models from other libraries all come out
+as matrix products, convolutions, element-wise functions and rearrangements of the named weights. Where data decides
+the control flow, the trace holds for inputs that take the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from planaria.core.autodiff import plain_kernels
+from planaria.core.network import Network
+
+_REARRANGE = frozenset(
+    "view _unsafe_view reshape _reshape_alias t transpose permute expand unsqueeze squeeze slice select split "
+    "split_with_sizes unbind chunk cat stack clone alias detach lift_fresh contiguous constant_pad_nd repeat flip roll "
+    "index_select _to_copy narrow".split()
+)
+_POOL = frozenset(
+    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d mean sum amax upsample_nearest2d "
+    "upsample_bilinear2d".split()
+)
+_NORM = {  # name -> whether statistics run over each unit alone
+    "native_batch_norm": True,
+    "_native_batch_norm_legit_no_training": True,
+    "cudnn_batch_norm": True,
+    "miopen_batch_norm": True,
+    "native_layer_norm": False,
+    "native_group_norm": False,
+}
+_PRODUCT = {
+    "addmm": (1, 2, 0),
+    "mm": (0, 1, None),
+    "bmm": (0, 1, None),
+    "baddbmm": (1, 2, 0),
+    "linear": (0, 1, 2),
+}
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of a trace.
+
+    Attributes:
+        tensor: As computed on the example inputs (a later in-place call may have overwritten its data).
+        weight: Name of the weight it is a rearrangement of, or None.
+        index: For such a value, the position in the flattened weight of each of its entries.
+        size: Entries of that weight.
+        sources: Names of all weights it was computed from without the inputs.
+        active: Whether it depends on the inputs.
+        uses: Indices of the calls that read it.
+    """
+
+    tensor: Tensor
+    weight: str | None = None
+    index: Tensor | None = None
+    size: int = 0
+    sources: frozenset[str] = frozenset()
+    active: bool = False
+    uses: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Call:
+    """One tensor operation of a trace: `function(*args, **kwargs) -> outputs`, tensors replaced by values.
+
+    `tag` names it among all operations of the pass, see Tags.
+    """
+
+    function: Any
+    tag: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value | None]
+
+    @property
+    def name(self) -> str:
+        """Operation, for example "addmm"; in-place forms lose their underscore."""
+        name: str = self.function._schema.name.removeprefix("aten::")
+        return name[:-1] if name.endswith("_") else name
+
+    @property
+    def inputs(self) -> list[Value]:
+        """Values among the arguments, lists included."""
+        found: list[Value] = []
+        _walk((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
+        return found
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether every output entry is an input entry (or a constant filling)."""
+        return self.name in _REARRANGE
+
+    @property
+    def pools(self) -> bool:
+        """Whether it reduces or resizes over positions, each channel by itself, zeros to zeros."""
+        return self.name in _POOL
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each output entry depends on the input entries at its place only."""
+        return torch.Tag.pointwise in self.function.tags
+
+    @property
+    def normalises(self) -> bool | None:
+        """None unless a normalisation; then whether its statistics run over each channel alone (batch norm)."""
+        return _NORM.get(self.name)
+
+    @property
+    def product(self) -> Product | None:
+        """The call as matrix product or convolution of an activation with a rearranged weight, if it is one."""
+        if self.name == "convolution":
+            x, w, b = self.args[:3]
+        elif self.name in _PRODUCT:
+            at_x, at_w, at_b = _PRODUCT[self.name]
+            x, w = self.args[at_x], self.args[at_w]
+            b = self.args[at_b] if at_b is not None and len(self.args) > at_b else None
+        else:
+            return None
+        if not (isinstance(w, Value) and isinstance(x, Value) and x.active and w.weight is not None):
+            return None
+        return Product(self, x, w, b)
+
+    def evaluate(self, replace: Mapping[int, Tensor]) -> Any:
+        """Call the operation again with some values exchanged.
+
+        Args:
+            replace: id(value) -> tensor; all other values are taken as recorded.
+        """
+
+        def tensor_of(leaf: Any) -> Any:
+            return replace.get(id(leaf), leaf.tensor) if isinstance(leaf, Value) else leaf
+
+        return self.function(*_walk(self.args, tensor_of), **_walk(self.kwargs, tensor_of))
+
+    def carry(self, labels: Mapping[int, Tensor]) -> list[Tensor]:
+        """Where labels attached to input entries arrive; -1 where no labelled entry does. Rearrangements only.
+
+        Args:
+            labels: id(value) -> integer tensor of the value's shape.
+        """
+        exchanged: dict[int, Tensor] = {}
+        for value in self.inputs:
+            known = labels.get(id(value))
+            exchanged[id(value)] = torch.full(value.tensor.shape, -1) if known is None else known
+        if self.name in {
+            "view",
+            "_unsafe_view",
+            "_reshape_alias",
+        }:  # labels may be laid out otherwise in memory
+            return [exchanged[id(self.args[0])].reshape(self.args[1])]
+        if self.name == "constant_pad_nd":
+            return [torch.constant_pad_nd(exchanged[id(self.args[0])], self.args[1], -1)]
+        if self.name in {"clone", "_to_copy", "lift_fresh", "alias", "detach", "contiguous"}:
+            return [exchanged[id(self.args[0])]]
+        moved = self.evaluate(exchanged)
+        return list(moved) if isinstance(moved, (list, tuple)) else [moved]
+
+
+@dataclass(eq=False)
+class Product:
+    """A matrix product or convolution of an activation with a weight.
+
+    For matrix products the last two axes of `w.index` are (contracted, output).
+    """
+
+    call: Call
+    x: Value
+    w: Value
+    b: Any
+
+    @property
+    def convolution(self) -> bool:
+        """Whether it is a convolution."""
+        return self.call.name == "convolution"
+
+    @property
+    def columns(self) -> Tensor:
+        """Positions in the flattened weight, arranged [groups, channels read, numbers per channel, channels made].
+
+        For a matrix product with stacked weights, `groups` runs over the stack.
+        """
+        index = self.w.index
+        assert index is not None
+        if self.call.name == "linear":
+            return index.T[None, :, None, :]
+        if not self.convolution:
+            return index.reshape(-1, *index.shape[-2:])[:, :, None, :]
+        transposed, groups = self.call.args[6], self.call.args[8]
+        if transposed:  # weight is [read, made / groups, *kernel]
+            grouped = index.reshape(groups, index.shape[0] // groups, index.shape[1], -1)
+            return grouped.permute(0, 1, 3, 2)
+        grouped = index.reshape(groups, index.shape[0] // groups, index.shape[1], -1)
+        return grouped.permute(0, 2, 3, 1)
+
+
+@dataclass(eq=False)
+class Graph:
+    """A recorded forward pass.
+
+    Attributes:
+        calls: In order of execution.
+        outputs: Values the network returned.
+        reads: Weight name -> indices of the calls that read it, rearrangements of the weight itself left out.
+    """
+
+    calls: list[Call]
+    outputs: list[Value]
+    reads: dict[str, set[int]]
+
+    def is_output(self, value: Value) -> bool:
+        """Whether the network returned this value."""
+        return any(value is output for output in self.outputs)
+
+
+def trace(net: Network, inputs: Tensor) -> Graph:
+    """Run the network on `inputs` and record every operation.
+
+    Args:
+        net: Any network.
+        inputs: [examples, ...]; two examples are enough.
+
+    Returns:
+        Graph of the pass. Its tensors are those of this pass; keep `inputs` small.
+
+    Example:
+        >>> net = Network.of(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+        >>> [call.name for call in trace(net, torch.zeros(1, 2)).calls]
+        ['t', 'addmm', 'relu']
+    """
+    recorder = _Recorder(net.weights, inputs)
+    outputs = run(net, inputs, recorder)
+    found: list[Value] = []
+    _walk(outputs, lambda leaf: found.append(recorder.value(leaf)) if isinstance(leaf, Tensor) else None)
+    reads: dict[str, set[int]] = {name: set() for name in net.weights}
+    for at, call in enumerate(recorder.calls):
+        for value in call.inputs:
+            if not (value.weight is not None and call.rearranges and not call_is_active(call)):
+                for name in value.sources:
+                    reads[name].add(at)
+    return Graph(recorder.calls, found, reads)
+
+
+def call_is_active(call: Call) -> bool:
+    """Whether any output of the call depends on the network's inputs."""
+    return any(value is not None and value.active for value in call.outputs)
+
+
+def run(net: Network, inputs: Tensor, mode: TorchDispatchMode) -> Any:
+    """Forward pass in eval mode, without a gradient graph, under a dispatch mode that watches or edits it."""
+    buffers = {name: tensor.clone() for name, tensor in net.buffers.items()}
+    with plain_kernels(), torch.no_grad(), mode:
+        return functional_call(net.module, (net.weights, buffers), (inputs,))
+
+
+_COUNTED: WeakKeyDictionary[nn.Module, dict[torch.Size, int]] = WeakKeyDictionary()
+
+
+def forward_multiply_adds(net: Network, inputs: Tensor) -> int:
+    """Multiply-accumulate operations of one forward pass, per example.
+
+    Counts matrix products, convolutions and attention; element-wise work is left out.
+
+    Args:
+        net: Any network.
+        inputs: [examples, ...]; only the shape matters.
+
+    Example:
+        >>> forward_multiply_adds(Network.of(nn.Linear(4, 3)), torch.zeros(2, 4))
+        12
+    """
+    known = _COUNTED.setdefault(net.module, {})
+    shape = inputs.shape[1:]
+    if shape not in known:
+        few = inputs[:2]
+        with FlopCounterMode(display=False) as counter:
+            net(few)
+        known[shape] = counter.get_total_flops() // 2 // len(few)
+    return known[shape]
+
+
+class Tags:
+    """Names the operations of a pass by kind and count ("addmm 3"), so that another pass finds the same ones.
+
+    Counted per kind, because torch may insert copies and aliases in one pass and not in another.
+    """
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+
+    def next(self, function: Any) -> str:
+        """Tag of the operation that is about to run."""
+        name = str(function._schema.name)
+        self._count[name] = self._count.get(name, -1) + 1
+        return f"{name} {self._count[name]}"
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, weights: Mapping[str, Tensor], inputs: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self._tags = Tags()
+        self._current: dict[
+            int, Value
+        ] = {}  # id(tensor) -> its latest value; tensors are kept alive by their values
+        self._sharing: dict[int, list[Tensor]] = {}  # storage -> tensors seen on it
+        for name, tensor in weights.items():
+            index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
+            self._adopt(tensor, Value(tensor, name, index, tensor.numel(), frozenset([name])))
+        self._adopt(inputs, Value(inputs, active=True))
+
+    def _adopt(self, tensor: Tensor, value: Value) -> Value:
+        self._current[id(tensor)] = value
+        self._sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        return value
+
+    def value(self, tensor: Tensor) -> Value:
+        known = self._current.get(id(tensor))
+        return known if known is not None else self._adopt(tensor, Value(tensor))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+
+        def value_of(leaf: Any) -> Any:
+            return self.value(leaf) if isinstance(leaf, Tensor) else leaf
+
+        call = Call(func, self._tags.next(func), _walk(args, value_of), _walk(kwargs, value_of), [])
+        at = len(self.calls)
+        inputs = call.inputs
+        results = func(*args, **kwargs)
+        for value in inputs:
+            value.uses.append(at)
+        active = any(value.active for value in inputs)
+        sources = frozenset[str]() if active else frozenset().union(*(value.sources for value in inputs))
+        self.calls.append(call)
+        for place, tensor in enumerate(results if isinstance(results, (tuple, list)) else [results]):
+            if not isinstance(tensor, Tensor):
+                call.outputs.append(None)
+                continue
+            value = Value(tensor, active=active, sources=sources)
+            if not active and call.rearranges and len(sources) == 1:
+                value.weight, value.index, value.size = _follow(call, place)
+            if func._schema.is_mutable:
+                self._overwritten(tensor, active)
+            call.outputs.append(self._adopt(tensor, value))
+        return results
+
+    def _overwritten(self, tensor: Tensor, active: bool) -> None:
+        """Other views of the same storage no longer hold what the trace thinks: forget where they came from."""
+        storage = tensor.untyped_storage().data_ptr()
+        for other in self._sharing.get(storage, []):
+            if other is not tensor and id(other) in self._current:
+                self._current[id(other)] = Value(other, active=active or self._current[id(other)].active)
+
+
+def _follow(call: Call, place: int) -> tuple[str | None, Tensor | None, int]:
+    """Weight, positions in it and its size, for an output of a rearrangement of one weight."""
+    values = call.inputs
+    known = {id(value): value.index for value in values if value.index is not None}
+    names = {value.weight for value in values}
+    if len(names) != 1 or len(known) != len({id(value) for value in values}):
+        return None, None, 0
+    return names.pop(), call.carry(known)[place], values[0].size
+
+
+def _walk(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to the leaves of nested tuples, lists, dictionaries and dictionary-like model outputs."""
+    if isinstance(tree, (tuple, list)):
+        walked = [_walk(branch, function) for branch in tree]
+        return walked if isinstance(tree, list) else tuple(walked)
+    if isinstance(tree, Mapping):
+        return {key: _walk(branch, function) for key, branch in tree.items()}
+    return function(tree)

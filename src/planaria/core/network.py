@@ -1,0 +1,249 @@
+"""Network: a frozen module with its weights as an immutable value.
+
+The user's model is copied, never touched. Operators and flows take a Network and return another one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from planaria.core.autodiff import plain_kernels
+from planaria.core.errors import InputError
+from planaria.core.trees import Entries, Weights, digest
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Network:
+    """A network: architecture, weights, buffers and how plastic each weight is.
+
+    Outputs are f(inputs; weights, buffers) in eval mode. Treat every tensor in it as read-only.
+
+    Attributes:
+        module: Architecture without data (parameters on the meta device), shared by all networks derived from it.
+        weights: Parameter name -> tensor. Tied parameters have one name, the first.
+        buffers: Buffer name -> tensor (normalisation statistics and the like).
+        plasticity: Parameter name -> tensor of the parameter's shape; every move of an entry is multiplied by it.
+            0 = pinned for good, 1 = ordinary.
+        inputs: A few example inputs [examples, ...], from which the anatomy is traced; None if not given.
+
+    Not guaranteed: that a module whose forward depends on hidden mutable state computes the same twice.
+
+    Example:
+        >>> net = Network.of(nn.Linear(2, 1), torch.zeros(1, 2))
+        >>> net(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
+
+    module: nn.Module
+    weights: Weights
+    buffers: dict[str, Tensor]
+    plasticity: Weights
+    inputs: Tensor | None = None
+
+    @staticmethod
+    def of(model: nn.Module, inputs: Tensor | None = None) -> Network:
+        """Copy a module into a value; the module is left exactly as it was.
+
+        Args:
+            model: Any module. Its mode, gradients, hooks and tensors stay untouched.
+            inputs: Example inputs [examples, ...]; a few suffice. Needed for damage to units.
+
+        Returns:
+            Network with plasticity 1 everywhere.
+
+        Raises:
+            InputError: If a weight or buffer holds NaN or infinity, or the model has no parameters.
+
+        Example:
+            >>> Network.of(nn.Linear(2, 1)).weights.keys()
+            dict_keys(['weight', 'bias'])
+        """
+        weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
+        if not weights:
+            raise InputError("Network.of(model)", "a module with parameters", type(model).__name__)
+        for name, tensor in (weights | buffers).items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                count = int((~torch.isfinite(tensor)).sum())
+                raise InputError(
+                    f"Network.of(model).{name}",
+                    "finite numbers",
+                    f"{count} NaN or infinite of {tensor.numel()}",
+                    "Load weights that were saved from a healthy network.",
+                )
+        example = None if inputs is None else inputs.detach()[:2].clone()
+        return Network(_skeleton(model), weights, buffers, _ones(weights), example)
+
+    def __call__(self, inputs: Tensor, weights: Weights | None = None) -> Any:
+        """Outputs for `inputs` in eval mode.
+
+        Args:
+            inputs: [examples, ...].
+            weights: Used instead of the network's own, for example with gradients attached.
+
+        Returns:
+            What the module returns; for a classifier, logits [examples, classes]. Carries no graph unless
+            `weights` requires gradients.
+
+        Example:
+            >>> Network.of(nn.Linear(1, 1))(torch.ones(1, 1)).requires_grad
+            False
+        """
+        # Cloned because some modules write into their buffers even in eval mode.
+        buffers = {name: tensor.clone() for name, tensor in self.buffers.items()}
+        with plain_kernels(), torch.set_grad_enabled(weights is not None):
+            return functional_call(self.module, (weights or self.weights, buffers), (inputs,))
+
+    def with_weights(
+        self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None
+    ) -> Network:
+        """The same network with some tensors exchanged.
+
+        Args:
+            weights: Name -> new tensor; names left out keep theirs.
+            buffers: The same for buffers.
+
+        Raises:
+            InputError: On an unknown name or another shape.
+
+        Example:
+            >>> net = Network.of(nn.Linear(1, 1))
+            >>> float(net.with_weights({"bias": torch.tensor([5.0])}).weights["bias"])
+            5.0
+        """
+        for name, tensor in weights.items():
+            if name not in self.weights or tensor.shape != self.weights[name].shape:
+                known = self.weights.get(name)
+                expected = "the name of a weight" if known is None else f"shape {tuple(known.shape)}"
+                raise InputError(f"Network.with_weights({name!r})", expected, f"shape {tuple(tensor.shape)}")
+        return replace(self, weights={**self.weights, **weights}, buffers={**self.buffers, **(buffers or {})})
+
+    def with_plasticity(self, plasticity: Mapping[str, Tensor]) -> Network:
+        """The same network with other plasticity for the named weights."""
+        return replace(self, plasticity={**self.plasticity, **plasticity})
+
+    def with_inputs(self, inputs: Tensor) -> Network:
+        """The same network with example inputs [examples, ...] for its anatomy."""
+        return self if self.inputs is not None else replace(self, inputs=inputs.detach()[:2].clone())
+
+    def pin(self, entries: Entries) -> Network:
+        """The same network with the selected entries pinned: plasticity 0, so that no flow moves them."""
+        return self.with_plasticity(
+            {name: self.plasticity[name].masked_fill(selected, 0.0) for name, selected in entries.items()}
+        )
+
+    def move(self, target: Mapping[str, Tensor]) -> Network:
+        """Apply the one law of motion: w <- w + plasticity * (target - w).
+
+        Args:
+            target: Where the weights are proposed to go; names left out stay.
+
+        Returns:
+            Network in which pinned entries are bit-identical and entries of plasticity 1 are at the target.
+
+        Example:
+            >>> net = Network.of(nn.Linear(1, 1)).pin({"bias": torch.tensor([True])})
+            >>> moved = net.move({"bias": torch.tensor([9.0])})
+            >>> bool(moved.weights["bias"] == net.weights["bias"])
+            True
+        """
+        moved = {name: law(self.weights[name], to, self.plasticity[name]) for name, to in target.items()}
+        return self.with_weights(moved)
+
+    def to_module(self) -> nn.Module:
+        """An ordinary, independent module with these weights, in eval mode.
+
+        Example:
+            >>> Network.of(nn.Linear(2, 1)).to_module()
+            Linear(in_features=2, out_features=1, bias=True)
+        """
+        tensors: dict[int, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            tensors[id(parameter)] = nn.Parameter(
+                self.weights[name].clone(), requires_grad=parameter.requires_grad
+            )
+        for name, buffer in self.module.named_buffers():
+            tensors[id(buffer)] = self.buffers[name].clone()
+        return copy.deepcopy(self.module, tensors)  # the memo replaces each tensor
+
+    def to(self, device: torch.device | str) -> Network:
+        """The same network with every tensor on `device`."""
+        return replace(
+            self,
+            weights={name: tensor.to(device) for name, tensor in self.weights.items()},
+            buffers={name: tensor.to(device) for name, tensor in self.buffers.items()},
+            plasticity={name: tensor.to(device) for name, tensor in self.plasticity.items()},
+            inputs=None if self.inputs is None else self.inputs.to(device),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.weights.values())).device
+
+    @property
+    def parameters(self) -> int:
+        """Number of weight entries."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of weight entries that are exactly zero."""
+        return sum(int((tensor == 0).sum()) for tensor in self.weights.values()) / self.parameters
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all weights and buffers."""
+        return digest({**self.weights, **{f"buffer:{name}": tensor for name, tensor in self.buffers.items()}})
+
+    def __repr__(self) -> str:
+        return (
+            f"<Network {type(self.module).__name__}: {self.parameters:,} weights, sha256 {self.sha256[:12]}>"
+        )
+
+
+def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
+    """The one law of motion on one tensor: weight + plasticity * (target - weight).
+
+    Args:
+        weight: Where the entries are.
+        target: Where they are proposed to go.
+        plasticity: Multiplier per entry.
+
+    Returns:
+        New tensor: bit-identical to `weight` where plasticity is 0 (also if the target is NaN), to `target` where 1.
+
+    Example:
+        >>> law(torch.zeros(3), torch.ones(3), torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    if bool((plasticity == 1).all()):
+        return target.clone()
+    return torch.where(plasticity == 0, weight, torch.lerp(weight, target, plasticity))
+
+
+def _ones(weights: Weights) -> Weights:
+    """Plasticity 1 for every entry, without using memory: one number seen through the weight's shape."""
+    return {
+        name: torch.ones((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+        for name, tensor in weights.items()
+    }
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """Deep copy of a module with its parameters and buffers replaced by empty ones on the meta device."""
+    empty: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+    for buffer in model.buffers():
+        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, empty).eval()

@@ -1,0 +1,471 @@
+"""Survey: find the units in a trace.
+
+Labels (the unit that each entry of a tensor belongs to) are carried through the recorded operations: rearrangements
+are run on the labels themselves, so reshapes, permutations and concatenations need no rules of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planaria.core.graph import Call, Graph, Product, Value
+from planaria.core.network import Network
+from planaria.core.tap import GAIN, OFFSET
+
+ROLES = ("incoming", "scale", "shift", "outgoing")
+
+
+@dataclass(eq=False)
+class Finding:
+    """A layer's units under construction; see `anatomy.Group` for the fields."""
+
+    layer: str
+    kind: str
+    count: int
+    owners: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {role: {} for role in ROLES})
+    gates: list[tuple[int, Tensor]] = field(default_factory=list)
+    first: int = 0
+    readers: tuple[str, ...] = ()
+    quiet: bool = True  # zero incoming entries and shift make the activation zero
+    ends: list[End] = field(default_factory=list)
+    exact_by: str = ""
+    makers: set[int] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class End:
+    """Where an activation's labels stop: a product that reads it, or an operation that mixes units."""
+
+    at: int
+    what: str  # "read", "output", "residual", "attention" or the operation's name
+    product: Product | None = None
+    labels: Tensor | None = None
+    value: Value | None = None
+
+
+def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
+    """Units of a recorded network.
+
+    Returns:
+        Findings in the order of execution, and layer -> reason for the layers whose outputs are no units.
+    """
+    unreached: dict[str, str] = {}
+    heads = _heads(graph)
+    made: dict[str, Finding] = {}
+    for at, call in enumerate(graph.calls):
+        product = call.product
+        if product is None:
+            continue
+        finding = _from_product(graph, at, product)
+        if finding is None:
+            unreached[_layer(product)] = "its units share weights"
+            continue
+        earlier = made.get(finding.layer)
+        made[finding.layer] = finding if earlier is None else _merge(earlier, finding)
+    for finding in made.values():
+        if any(end.what == "attention" for end in finding.ends):
+            for head in heads:
+                _join(head, finding)
+    found: dict[str, Finding] = {}
+    for head in heads:
+        _close(graph, head)
+        if not (head.readers and head.exact_by):
+            continue
+        head.layer = _common(
+            head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)]
+        )
+        while head.layer in found:
+            head.layer += "'"
+        found[head.layer] = head
+    for finding in made.values():
+        reason = _close(graph, finding)
+        if any(end.what == "attention" for end in finding.ends):
+            unreached[finding.layer] = (
+                "its outputs are queries, keys or values: its units are the attention heads"
+            )
+        elif reason:
+            unreached[finding.layer] = reason
+        else:
+            found[finding.layer] = finding
+    for finding in _taps(graph):
+        found[finding.layer] = finding
+        unreached.pop(finding.layer, None)
+    _name_the_rest(graph, net, found, unreached)
+    for finding in found.values():
+        for role in ROLES:
+            owners = finding.owners[role]
+            finding.owners[role] = {name: owner.reshape(net.weights[name].shape) for name, owner in owners.items()}
+    return sorted(found.values(), key=lambda finding: finding.first), unreached
+
+
+def _layer(product: Product) -> str:
+    """Name of the layer a product's weight belongs to."""
+    name = product.w.weight or ""
+    return name.rpartition(".")[0] if name.endswith(".weight") else name
+
+
+def _from_product(graph: Graph, at: int, product: Product) -> Finding | None:
+    """Units made by one product, followed to where they are read."""
+    columns = product.columns  # [groups, read, per channel, made]
+    weight = product.w.weight
+    assert weight is not None
+    out = product.call.outputs[0]
+    assert out is not None
+    if product.convolution:
+        labels = torch.arange(out.tensor.shape[1]).view(1, -1, *[1] * (out.tensor.ndim - 2))
+        labels = labels.expand(out.tensor.shape)
+        of_column = torch.arange(out.tensor.shape[1]).view(columns.shape[0], 1, 1, -1)
+    else:
+        # Stacked weights that repeat (an expanded matrix) make the same units again.
+        first = columns[:, 0, 0, :]
+        _, of_pair = first.unique(return_inverse=True)
+        of_column = of_pair[:, None, None, :]
+        labels = of_pair[:, None, :] if out.tensor.ndim == 3 and product.call.name != "linear" else of_pair[0]
+        labels = labels.expand(out.tensor.shape)
+    count = int(of_column.max()) + 1
+    finding = Finding(_layer(product), "channel" if product.convolution else "neuron", count, first=at)
+    finding.makers.add(at)
+    owner = torch.full((product.w.size,), -1)
+    owner[columns.reshape(-1)] = of_column.expand(columns.shape).reshape(-1)
+    finding.owners["incoming"][weight] = owner
+    if isinstance(product.b, Value) and not _own(finding, "shift", product.b, _at_shape(product, labels)):
+        finding.quiet = False
+    _climb(graph, finding, at, out, labels)
+    return finding
+
+
+def _at_shape(product: Product, labels: Tensor) -> Tensor:
+    """Labels as a bias is laid out: one per channel for convolutions."""
+    return labels[0].flatten(1)[:, 0] if product.convolution else labels
+
+
+def _own(finding: Finding, role: str, value: Value, labels: Tensor) -> bool:
+    """Give the entries of a broadcast weight to units; False if an entry would belong to several."""
+    if value.weight is None or value.index is None:
+        return bool((value.tensor == 0).all()) and not value.active
+    index, units = torch.broadcast_tensors(value.index, labels)
+    owner = torch.full((value.size,), -1)
+    owner[index.reshape(-1)] = units.reshape(-1)
+    if not bool((owner[index] == units).all()):
+        return False
+    finding.owners[role][value.weight] = owner
+    return True
+
+
+def _climb(graph: Graph, finding: Finding, at: int, value: Value, labels: Tensor) -> None:
+    """Follow a unit's value through what acts on it alone, up to its activation; then to where that is read."""
+    gate = (at, labels)
+    while len(value.uses) == 1 and not graph.is_output(value):
+        call = graph.calls[value.uses[0]]
+        step = _step(finding, call, value, labels)
+        if step is None:
+            break
+        at, (value, labels) = value.uses[0], step
+        if not call.rearranges:
+            gate = (at, labels)
+    finding.gates.append(gate)
+    finding.ends.extend(_descend(graph, value, labels))
+
+
+def _step(finding: Finding, call: Call, value: Value, labels: Tensor) -> tuple[Value, Tensor] | None:
+    """One operation further up, or None where the unit's own part ends."""
+    out = call.outputs[0]
+    if out is None:
+        return None
+    if call.rearranges and len(call.outputs) == 1 and call.inputs == [value]:
+        carried = call.carry({id(value): labels})[0]
+        return None if carried.numel() != labels.numel() else (out, carried)
+    if call.normalises is not None and call.args[0] is value:
+        return _normalise(finding, call, out, labels)
+    others = [other for other in call.inputs if other is not value]
+    if not call.pointwise or out.tensor.shape != labels.shape or any(other.active for other in others):
+        return None
+    weights = [other for other in others if other.sources]
+    if (
+        len(weights) == 1
+        and len(others) == 1
+        and call.name in {"add", "mul"}
+        and weights[0].weight is not None
+    ):
+        role = "shift" if call.name == "add" else "scale"
+        before = dict(finding.owners["shift"])
+        if weights[0].weight.endswith((GAIN, OFFSET)):
+            return None
+        if _own(finding, role, weights[0], labels):
+            if call.name == "add":  # an earlier bias is now an ordinary incoming weight
+                finding.owners["incoming"].update(before)
+                finding.owners["shift"] = {weights[0].weight: finding.owners["shift"][weights[0].weight]}
+            return out, labels
+    finding.quiet = finding.quiet and _keeps_zero(call, value)
+    return out, labels
+
+
+def _normalise(finding: Finding, call: Call, out: Value, labels: Tensor) -> tuple[Value, Tensor] | None:
+    """Through batch, layer or group normalisation: the unit's value is then scale * normalised + shift."""
+    if call.name == "native_layer_norm":
+        scale, shift = call.args[2], call.args[3]
+        spread = labels
+    else:
+        scale, shift = (call.args[5], call.args[6]) if call.name == "native_group_norm" else call.args[1:3]
+        spread = labels[0].flatten(1) if labels.ndim > 2 else labels
+        if labels.ndim > 2:
+            if not bool((spread == spread[:, :1]).all()):
+                return None
+            spread = spread[:, 0]
+    if call.normalises:
+        finding.owners["incoming"].update(finding.owners["shift"])
+    else:  # its statistics run over other units too: what is read by it must not be touched
+        finding.owners["incoming"] = {}
+    finding.owners["shift"] = {}
+    owned = isinstance(scale, Value) and isinstance(shift, Value)
+    finding.quiet = (
+        owned and _own(finding, "incoming", scale, spread) and _own(finding, "shift", shift, spread)
+    )
+    return out, labels
+
+
+def _keeps_zero(call: Call, value: Value) -> bool:
+    """Whether an element-wise operation maps zeros of `value` to zeros, the other arguments as recorded."""
+    if call.name in {"mul", "div"} and call.args[0] is value:
+        return True
+    if call.name == "mul":
+        return True
+    result = call.evaluate({id(value): torch.zeros_like(value.tensor)})
+    return bool((result == 0).all())
+
+
+def _descend(graph: Graph, value: Value, labels: Tensor) -> list[End]:
+    """Everything that reads a labelled activation, through whatever keeps units apart and zeros zero."""
+    ends: list[End] = []
+    waiting: list[tuple[Value, Tensor]] = [(value, labels)]
+    while waiting:
+        value, labels = waiting.pop()
+        if graph.is_output(value):
+            ends.append(End(len(graph.calls), "output"))
+        for at in dict.fromkeys(value.uses):
+            call = graph.calls[at]
+            onward = list(_onward(call, value, labels))
+            if not onward:
+                ends.append(_end(at, call, value, labels))
+            waiting.extend(onward)
+    return ends
+
+
+def _onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
+    """Values that carry the labels on, silent where the labelled value is silent; none where they stop."""
+    outputs = [out for out in call.outputs if out is not None]
+    if call.rearranges:
+        for out, carried in zip(outputs, call.carry({id(value): labels}), strict=True):
+            if bool((carried >= 0).any()):
+                yield out, carried
+    elif call.pools and call.args[0] is value:
+        if labels.shape[:2] == outputs[0].tensor.shape[:2] and labels.ndim > 2:
+            flat = labels.flatten(2)
+            if bool((flat == flat[..., :1]).all()):
+                shape = outputs[0].tensor.shape
+                yield outputs[0], flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
+        elif call.name in {"mean", "sum", "amax"} and call.args[1]:
+            kept, dims = call.args[2] if len(call.args) > 2 else False, call.args[1]
+            low, high = labels.amin(dims, kept), labels.amax(dims, kept)
+            if bool((low == high).all()):
+                yield outputs[0], high
+    elif call.name == "bmm" and call.product is None:
+        left = call.args[0] is value
+        line = labels if left else labels.transpose(1, 2)  # contracted axis last
+        if bool((line == line[..., :1]).all()):
+            one = line[..., :1] if left else line[..., :1].transpose(1, 2)
+            yield outputs[0], one.expand(outputs[0].tensor.shape)
+    elif call.pointwise and call.product is None:
+        others = [other for other in call.inputs if other is not value]
+        if any(other.active for other in others) and call.name not in {"mul", "div"}:
+            return
+        if call.name == "div" and call.args[0] is not value:
+            return
+        if _keeps_zero(call, value):
+            yield outputs[0], labels.expand(outputs[0].tensor.shape)
+
+
+def _end(at: int, call: Call, value: Value, labels: Tensor) -> End:
+    product = call.product
+    if product is not None and product.x is value:
+        return End(at, "read", product, labels, value)
+    if call.pointwise and call.name in {"add", "sub", "rsub"} and all(other.active for other in call.inputs):
+        return End(at, "residual")
+    if "scaled_dot_product" in call.name or (call.name == "bmm" and product is None):
+        return End(at, "attention", labels=labels, value=value)
+    return End(at, call.name)
+
+
+def _close(graph: Graph, finding: Finding) -> str:
+    """Settle what silences a layer's units exactly; returns the reason if nothing does, else ""."""
+    outgoing: dict[str, Tensor] = {}
+    reads: dict[str, set[int]] = {}
+    complete = bool(finding.ends)
+    for end in finding.ends:
+        owner = None if end.product is None or end.labels is None else _columns_read(end.product, end.labels)
+        if owner is None or end.product is None or end.product.w.weight is None:
+            complete = False
+            continue
+        name = end.product.w.weight
+        earlier = outgoing.get(name)
+        if earlier is not None:
+            both = (earlier >= 0) & (owner >= 0)
+            complete = complete and bool((earlier[both] == owner[both]).all())
+            owner = torch.where(owner >= 0, owner, earlier)
+        outgoing[name] = owner
+        reads.setdefault(name, set()).add(end.at)
+    # A weight that is also read elsewhere (tied, or called again) does more than read these units.
+    complete = complete and all(graph.reads[name] <= at for name, at in reads.items())
+    own = finding.owners["incoming"]
+    shared = [name for name in own if name in graph.reads and _is_product_weight(graph, name)]
+    if any(not graph.reads[name] <= finding.makers for name in shared):
+        finding.owners.update(incoming={}, scale={}, shift={})
+        finding.quiet = False
+    finding.readers = tuple(reads)
+    ends = {end.what for end in finding.ends}
+    if "residual" in ends and finding.kind in {"neuron", "channel"}:
+        finding.kind = "branch"
+    quiet = finding.quiet and bool(finding.owners["incoming"] or finding.owners["scale"])
+    finding.exact_by = {(True, True): "both", (True, False): "outgoing", (False, True): "incoming"}.get(
+        (complete, quiet), ""
+    )
+    if complete:
+        finding.owners["outgoing"] = outgoing
+    if ends == {"output"} or not ends:
+        return "its outputs are the network's outputs"
+    if not finding.exact_by:
+        others = sorted(ends - {"read"}) or ["a weight that is used elsewhere too"]
+        return f"its activation goes through {', '.join(others)}, and zero weights do not make it zero"
+    return ""
+
+
+def _is_product_weight(graph: Graph, name: str) -> bool:
+    return any(graph.calls[at].product is not None for at in graph.reads[name])
+
+
+def _columns_read(product: Product, labels: Tensor) -> Tensor | None:
+    """Unit that each entry of a product's weight reads, -1 for none; None if a column reads several units."""
+    columns = product.columns
+    groups, read = columns.shape[:2]
+    if product.convolution:
+        flat = labels.flatten(2)
+        if not bool((flat == flat[:1, :, :1]).all()):
+            return None
+        units = flat[0, :, 0].reshape(groups, read)
+    else:
+        rows = labels.reshape(groups, -1, read) if groups > 1 else labels.reshape(1, -1, read)
+        if not bool((rows == rows[:, :1]).all()):
+            return None
+        units = rows[:, 0]
+    owner = torch.full((product.w.size,), -1)
+    spread = units[:, :, None, None].expand(columns.shape)
+    owner[columns.reshape(-1)] = spread.reshape(-1)
+    if not bool((owner[columns] == spread).all()):
+        return None
+    return owner
+
+
+def _merge(a: Finding, b: Finding) -> Finding:
+    """A layer that is called twice: its units are silent only if every call's are."""
+    a.gates += b.gates
+    a.ends += b.ends
+    a.makers |= b.makers
+    a.quiet = a.quiet and b.quiet
+    for role in ROLES:
+        for name, owner in b.owners[role].items():
+            if name in a.owners[role] and not bool((a.owners[role][name] == owner).all()):
+                a.quiet = False
+            a.owners[role][name] = owner
+    return a
+
+
+def _heads(graph: Graph) -> list[Finding]:
+    """Attention heads: the axis before the last two of an attention's output or weights."""
+    heads = []
+    for at, call in enumerate(graph.calls):
+        out = call.outputs[0] if call.outputs else None
+        fused = "scaled_dot_product" in call.name
+        if out is None or out.tensor.ndim != 4 or not out.active or not (fused or call.name == "_softmax"):
+            continue
+        count = out.tensor.shape[1]
+        labels = torch.arange(count).view(1, -1, 1, 1).expand(out.tensor.shape)
+        head = Finding("attention", "head", count, first=at)
+        head.gates.append((at, labels))
+        head.ends = _descend(graph, out, labels)
+        head.quiet = False
+        head.makers = {at}
+        heads.append(head)
+    return heads
+
+
+def _join(head: Finding, made: Finding) -> None:
+    """Give a head the rows of the query, key and value products that reach it."""
+    at = head.first
+    for end in made.ends:
+        if end.what != "attention" or end.at != at or end.labels is None or end.labels.ndim != 4:
+            continue
+        by_head = [end.labels[:, h].unique() for h in range(min(head.count, end.labels.shape[1]))]
+        if len(by_head) != head.count:
+            continue
+        head_of = torch.full((made.count + 1,), -1)
+        for h, channels in enumerate(by_head):
+            head_of[channels[channels >= 0]] = h
+        for role in ("incoming", "scale", "shift"):
+            for name, owner in made.owners[role].items():
+                known = head.owners[role].get(name)
+                mine = head_of[owner]
+                head.owners[role][name] = mine if known is None else torch.where(mine >= 0, mine, known)
+        head.makers |= made.makers
+
+
+def _common(head: Finding, feeding: list[str]) -> str:
+    """Name of the attention: what the names of its weights have in common."""
+    names = [name for role in ROLES for name in head.owners[role]] or feeding
+    parts = [name.split(".") for name in names]
+    shared = []
+    for words in zip(*parts, strict=False):
+        if len(set(words)) > 1:
+            break
+        shared.append(words[0])
+    if shared and len(names) == 1:
+        shared.pop()
+    return ".".join(shared) or "attention"
+
+
+def _taps(graph: Graph) -> list[Finding]:
+    """Units of tapped modules."""
+    taps: dict[str, Finding] = {}
+    for at, call in enumerate(graph.calls):
+        for value in call.inputs:
+            if value.weight is None or not value.weight.endswith("." + OFFSET) or call.name != "add":
+                continue
+            layer, out = value.weight.rpartition(".")[0], call.outputs[0]
+            assert out is not None and value.index is not None
+            finding = taps.setdefault(layer, Finding(layer, "tap", value.tensor.numel(), first=at))
+            units = torch.arange(finding.count)
+            finding.owners["scale"][f"{layer}.{GAIN}"] = units
+            finding.owners["shift"][value.weight] = units
+            finding.gates.append((at, value.index.expand(out.tensor.shape)))
+            finding.exact_by = "incoming"
+    return list(taps.values())
+
+
+def _name_the_rest(graph: Graph, net: Network, found: dict[str, Finding], unreached: dict[str, str]) -> None:
+    """Name the layers with weights that no unit owns and no reason covers."""
+    owned = {name for finding in found.values() for role in ROLES for name in finding.owners[role]}
+    for name in net.weights:
+        layer = name.rpartition(".")[0] or name
+        if name in owned or layer in unreached or layer in found or name.endswith((GAIN, OFFSET)):
+            continue
+        calls: list[Any] = [graph.calls[at].name for at in sorted(graph.reads[name])]
+        if not calls:
+            unreached[layer] = "its weights are not used on the example inputs"
+        elif not any(
+            call in {"native_layer_norm", "native_group_norm", "native_batch_norm"} for call in calls
+        ):
+            unreached.setdefault(layer, f"its weights are used by {calls[0]}, for which there is no rule")

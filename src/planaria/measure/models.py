@@ -1,0 +1,285 @@
+"""Models: named networks, freshly initialised, and user-supplied ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from planaria.core.errors import InputError, nearest
+from planaria.core.streams import stream
+from planaria.measure.task import Task
+from planaria.measure.usercode import called, user_callable
+from planaria.measure.weights import load_weights as load_weights
+from planaria.measure.weights import save_weights as save_weights
+
+Shape = tuple[int, ...]
+
+# ---------------------------------------------------------------------------------------- named networks
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+}
+
+
+def mlp(sizes: list[int], activation: str = "relu") -> nn.Module:
+    """Fully connected network that flattens its inputs; its layers are named layers.0, layers.2, and so on.
+
+    Example:
+        >>> [name for name, _ in mlp([4, 3, 2]).named_parameters()]
+        ['layers.0.weight', 'layers.0.bias', 'layers.2.weight', 'layers.2.bias']
+    """
+    layers: list[nn.Module] = []
+    for n, m in pairwise(sizes):
+        layers += [nn.Linear(n, m), ACTIVATIONS[activation]()]
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), layers=nn.Sequential(*layers[:-1])))
+
+
+def cnn(shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+    """Two blocks of convolution 3x3 - BatchNorm - ReLU - pooling, a hidden and an output layer."""
+    first, second, hidden = widths
+    channels, height, width = shape
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, first, 3, padding=1),
+            bn1=nn.BatchNorm2d(first),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(first, second, 3, padding=1),
+            bn2=nn.BatchNorm2d(second),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(second * (height // 4) * (width // 4), hidden),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(hidden, classes),
+        )
+    )
+
+
+def cnn2(shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+    """Two convolutions 5x5 without padding, one pooling, a hidden and an output layer.
+
+    Source: the kind of CNN in "Efficient rescue of damaged neural networks" (2019), which leaves the widths
+    open.
+    """
+    first, second, hidden = widths
+    channels, height, width = shape
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, first, 5),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(first, second, 5),
+            relu2=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(second * ((height - 8) // 2) * ((width - 8) // 2), hidden),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(hidden, classes),
+        )
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions 3x3 with BatchNorm beside a shortcut; the shortcut is 1x1 where the shape changes."""
+
+    def __init__(self, inward: int, outward: int, stride: int) -> None:
+        nn.Module.__init__(self)
+        self.conv1 = nn.Conv2d(inward, outward, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outward)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outward)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inward != outward:
+            conv = nn.Conv2d(inward, outward, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(outward)))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Block output, [N, outward, height / stride, width / stride]."""
+        branch: Tensor = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        out: Tensor = self.relu2(branch + self.shortcut(x))
+        return out
+
+
+def resnet20(shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+    """ResNet-20 for small images: three stages of three blocks, the width doubles as the image halves.
+
+    Source: He, Zhang, Ren, Sun 2016, "Deep residual learning for image recognition", section 4.2, with
+    projection shortcuts (option B).
+    """
+    (base,) = widths
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(shape[0], base, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(base), relu1=nn.ReLU()
+    )
+    inward = base
+    for stage in range(3):
+        outward = base * 2**stage
+        blocks = [
+            ResidualBlock(inward if i == 0 else outward, outward, 2 if stage and i == 0 else 1)
+            for i in range(3)
+        ]
+        parts[f"stage{stage + 1}"] = nn.Sequential(*blocks)
+        inward = outward
+    parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(inward, classes)}
+    return nn.Sequential(parts)
+
+
+# name -> (maker, default widths, smallest image side)
+_IMAGE_NETWORKS: dict[str, tuple[Callable[[Shape, int, list[int]], nn.Module], list[int], int]] = {
+    "cnn": (cnn, [16, 32, 128], 4),
+    "cnn2": (cnn2, [32, 64, 256], 10),
+    "resnet20": (resnet20, [16], 1),
+}
+NAMES = ("mlp", *_IMAGE_NETWORKS)
+"""Names of networks that `build` knows."""
+
+
+def build(text: str, example_shape: Shape, classes: int, seed: int) -> nn.Module:
+    """The network a text stands for, with fresh weights.
+
+    `mlp` (64-64 hidden), `mlp:784-256-256-10`, `mlp:784-256-10?act=tanh` (relu, tanh, sigmoid, gelu); `cnn`,
+    `cnn:32-64-256` (maps, maps, hidden); `cnn2`, the same with 5x5 convolutions and one pooling; `resnet20`,
+    `resnet20:8` (width); or the user's own, `package.module:factory` or `path/file.py:factory`, a function
+    without arguments.
+
+    Args:
+        text: The text.
+        example_shape: Shape of one input, without the batch.
+        classes: Outputs per input, `Task.output_size`.
+        seed: Fixes the initial weights; torch's global generator is left as it was.
+
+    Returns:
+        A module in train mode, on the CPU.
+
+    Raises:
+        InputError: Unknown name, sizes that do not fit the task, a factory that fails or returns no module.
+
+    Example:
+        >>> build("mlp:64-32-10", (64,), 10, seed=0).layers[0]
+        Linear(in_features=64, out_features=32, bias=True)
+
+    Not guaranteed: that the seed fixes the weights of a factory that draws numbers elsewhere than from torch.
+    """
+    name, colon, tail = text.partition(":")
+    generator = stream(seed, "model", text)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed every GPU too.
+        torch.default_generator.manual_seed(generator.initial_seed())
+        if name.partition("?")[0] in NAMES:
+            return _named(text, example_shape, classes)
+        if not colon or not tail.replace(".", "_").isidentifier():
+            remedy = f"{nearest(name, NAMES)} Or name a factory: path/file.py:function."
+            raise InputError("--model", "a known network or a factory", repr(text), remedy)
+        return _users(text)
+
+
+def _named(text: str, shape: Shape, classes: int) -> nn.Module:
+    where = f"--model {text}"
+    plain, mark, query = text.partition("?")
+    name, colon, tail = plain.partition(":")
+    activation = "relu"
+    if mark:
+        key, _, activation = query.partition("=")
+        if name != "mlp" or key != "act":
+            known = ["act"] if name == "mlp" else []
+            raise InputError(where, f"{' '.join(known) or 'nothing'} after '?'", repr(query), "Remove it.")
+        if activation not in ACTIVATIONS:
+            raise InputError(where, "a known activation", repr(activation), nearest(activation, ACTIVATIONS))
+    sizes = _sizes(tail, where) if colon else []
+    if name == "mlp":
+        ends = math.prod(shape), classes
+        sizes = sizes or [ends[0], 64, 64, ends[1]]
+        if len(sizes) < 2 or (sizes[0], sizes[-1]) != ends:
+            expected = f"sizes from {ends[0]} (inputs of the task) to {ends[1]} (its outputs)"
+            remedy = f"For example mlp:{ends[0]}-64-{ends[1]}."
+            raise InputError(where, expected, "-".join(map(str, sizes)), remedy)
+        return mlp(sizes, activation)
+    make, widths, side = _IMAGE_NETWORKS[name]
+    if len(sizes or widths) != len(widths):
+        expected = f"{len(widths)} sizes like {name}:{'-'.join(map(str, widths))}"
+        raise InputError(where, expected, tail, "The sizes of the first and last layer come from the task.")
+    if len(shape) != 3 or min(shape[1:]) < side:
+        expected = f"a task with images [channels, height, width] of {side} x {side} or more"
+        remedy = "Add ?flat=0 to the task, or use mlp."
+        raise InputError(where, expected, f"inputs of shape {list(shape)}", remedy)
+    return make(shape, classes, sizes or widths)
+
+
+def _sizes(tail: str, where: str) -> list[int]:
+    parts = tail.split("-")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 10**7 for part in parts):
+        raise InputError(
+            where, "whole numbers above 0 with '-' between them", repr(tail), "For example 784-256-10."
+        )
+    return [int(part) for part in parts]
+
+
+def _users(text: str) -> nn.Module:
+    where = f"--model {text}"
+    factory = user_callable(text, where)
+    # A module is callable too, but calling it is no way to make one.
+    made = copy.deepcopy(factory) if isinstance(factory, nn.Module) else called(factory, where)
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            where, "a function that returns an nn.Module", type(made).__name__, "Return the module."
+        )
+    return made
+
+
+def check_fit(model: nn.Module, task: Task) -> None:
+    """Complain unless the model takes the task's inputs and gives outputs its loss can use.
+
+    The model stays as it was: a copy is tried.
+
+    Args:
+        model: Any module.
+        task: The task.
+
+    Raises:
+        InputError: The forward pass fails on two inputs, or outputs are too few or of another shape.
+
+    Example:
+        >>> from planaria.measure.datasets import task
+        >>> check_fit(mlp([64, 8, 10]), task("digits"))
+    """
+    data = task.train.take(min(2, len(task.train))).to("cpu")
+    where = f"{type(model).__name__} on task {task.name!r}"
+    with _as_input_error(
+        where,
+        f"a network that takes {data.inputs.dtype} inputs of shape {list(data.inputs.shape[1:])}",
+        "Add ?flat=1 to the task for a network of vectors, ?flat=0 for one of images, ?scale=raw for floats.",
+    ):
+        outputs = task.outputs(copy.deepcopy(model).cpu(), data)
+    if task.classes is not None and (outputs.ndim < 2 or outputs.shape[1] < task.classes):
+        got = f"outputs of shape {list(outputs.shape[1:])}"
+        remedy = "Change the last layer, or the task."
+        raise InputError(where, f"{task.classes} outputs, one per class", got, remedy)
+    with _as_input_error(where, "outputs the loss accepts", "Change the network or the loss."):
+        loss = task.loss(outputs, data.targets)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(
+            f"loss of task {task.name!r}", "one number, the mean of the batch", got, "Take the mean."
+        )
+
+
+@contextmanager
+def _as_input_error(where: str, expected: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, IndexError, ValueError) as problem:
+        got = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}"
+        raise InputError(where, expected, got, remedy) from problem

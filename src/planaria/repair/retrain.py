@@ -1,0 +1,172 @@
+"""Retraining: gradient descent on the plastic entries of a network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from planaria.core.autodiff import plain_kernels
+from planaria.core.errors import InputError
+from planaria.core.graph import forward_multiply_adds
+from planaria.core.motion import Cost, Moment
+from planaria.core.network import Network, law
+from planaria.measure.task import Task
+
+
+class Optimiser(Protocol):
+    """What an optimiser setting must offer: `build(parameters) -> torch.optim.Optimizer`."""
+
+    def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
+        """A fresh optimiser, without state."""
+        ...
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum and weight decay; `rate` is per update.
+
+    Example:
+        >>> SGD(0.05, momentum=0.9)
+        SGD(rate=0.05, momentum=0.9, decay=0.0)
+    """
+
+    rate: float = 0.05
+    momentum: float = 0.9
+    decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
+        """A fresh optimiser."""
+        return torch.optim.SGD(
+            parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.decay, fused=True
+        )
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba, 2015); `rate` is per update, `decay` is added to the gradient.
+
+    Example:
+        >>> Adam()
+        Adam(rate=0.001, decay=0.0)
+    """
+
+    rate: float = 1e-3
+    decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
+        """A fresh optimiser."""
+        return torch.optim.Adam(parameters, lr=self.rate, weight_decay=self.decay, fused=True)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Example:
+        >>> AdamW()
+        AdamW(rate=0.001, decay=0.01)
+    """
+
+    rate: float = 1e-3
+    decay: float = 0.01
+
+    def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
+        """A fresh optimiser."""
+        return torch.optim.AdamW(parameters, lr=self.rate, weight_decay=self.decay, fused=True)
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Train the plastic entries on the task's training split; dead units stay dead by the law of motion.
+
+    Each update: theta' = one optimiser step on the mean loss of a batch; theta <- theta + plasticity * (theta' - theta).
+    The optimiser starts without state. Batches are full, drawn without replacement within each pass over the data.
+    The module runs in train mode: dropout is active and normalisation statistics are re-estimated.
+
+    Args:
+        task: What to train on.
+        optimiser: SGD, Adam, AdamW or anything with `build(parameters)`.
+        batch: Examples per update, at least 1; at most the whole training split is used.
+        horizon: If given, the rate falls along a half cosine from its full value to 0 after this many updates, and
+            stays there. For training from scratch; repairs use a constant rate, so that they can be cut anywhere.
+
+    Returns (when called with a network and a stream):
+        Endless iterator of one moment per update.
+
+    Raises:
+        InputError: If the batch is not a positive number.
+
+    Source: strategy 1 of the rescue paper (retraining of the surviving sub-network).
+
+    Not guaranteed: that the loss falls; a diverged network is yielded as it is and scores as chance or worse.
+    """
+
+    task: Task
+    optimiser: Optimiser = Adam()
+    batch: int = 128
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError("Retrain.batch", "a number of examples of at least 1", self.batch)
+        if self.horizon is not None and self.horizon < 1:
+            raise InputError("Retrain.horizon", "a number of updates of at least 1", self.horizon)
+
+    def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
+        """Moments of the training, one per update."""
+        data = self.task.train.to(net.device)
+        size = min(self.batch, len(data))
+        each = forward_multiply_adds(net, data.inputs)
+        update = Cost(size, size, 1, 1, 3 * each * size)
+        module = net.to_module().train()
+        moving = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and bool((net.plasticity[name] != 0).any())
+        }
+        held = {name for name in moving if not bool((net.plasticity[name] == 1).all())}
+        optimiser = self.optimiser.build(moving.values()) if moving else None
+        full = [group["lr"] for group in optimiser.param_groups] if optimiser else []
+        cost = Cost()
+        for rows in _batches(len(data), size, rng):
+            start = time.process_time()
+            inputs, targets = data.inputs[rows], data.targets[rows]
+            seed = int(torch.randint(2**62, (), generator=rng))
+            # Dropout draws from torch's global generator: lend it ours for the step, then give it back.
+            with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []), plain_kernels():
+                torch.manual_seed(seed)
+                loss = self.task.loss(module(inputs), targets)
+                module.zero_grad(set_to_none=True)
+                loss.backward()
+            if optimiser is not None:
+                if self.horizon is not None:
+                    done = min(1.0, cost.backward_passes / self.horizon)
+                    for group, rate in zip(optimiser.param_groups, full, strict=True):
+                        group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * done))
+                before = {name: moving[name].detach().clone() for name in held}
+                optimiser.step()
+                with torch.no_grad():
+                    for name in held:
+                        moving[name].copy_(law(before[name], moving[name], net.plasticity[name]))
+            now = net.with_weights(
+                {name: parameter.detach().clone() for name, parameter in moving.items()},
+                {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
+            )
+            cost = cost + update + Cost(seconds=time.process_time() - start)
+            yield Moment(now, cost)
+
+
+def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
+    """Endless full batches of row numbers; a pass ends inside a batch when it must."""
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(total, generator=rng)])
+        yield waiting[:size]
+        waiting = waiting[size:]

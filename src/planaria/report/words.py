@@ -1,0 +1,232 @@
+"""The sentences of a report: headline, verdict, titles that say what is seen, and the terms they use.
+
+No sentence ends with a full stop unless it is part of a longer text, so that each can be a title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planaria.report.reading import (
+    Document,
+    Notation,
+    best_row,
+    count,
+    doses,
+    evenly,
+    interval,
+    last_hit,
+    median_to_rescue,
+    middle,
+    number,
+    repairs,
+    rescues,
+    response_of,
+    rows_at,
+)
+
+
+def listing(words: Sequence[str]) -> str:
+    """Words joined as in a sentence.
+
+    Example:
+        >>> listing(["30%", "50%", "70%"])
+        '30%, 50% and 70%'
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def updates(value: float | None) -> str:
+    """A number of updates with its noun.
+
+    Example:
+        >>> updates(1.0), updates(1200.0)
+        ('1 update', '1,200 updates')
+    """
+    return f"{count(value)} update{'' if value == 1 else 's'}"
+
+
+def budget(document: Document) -> str:
+    """The budget of a trial."""
+    most = number((document.get("settings") or {}).get("updates"))
+    return "the budget" if most is None else updates(most)
+
+
+def margin(document: Document) -> str:
+    """How far below the undamaged network's validation score a rescued one may be, and for how long it must hold."""
+    say, settings = Notation.of(document), document.get("settings") or {}
+    tolerance, times = number(settings.get("tolerance")), number(settings.get("consecutive"))
+    if tolerance is None:
+        return "within the tolerance of the undamaged network's"
+    points = f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}" if say.percent else f"{tolerance:.3g}"
+    row = f" for {count(times)} evaluations in a row" if times and times > 1 else ""
+    return f"within {points} of the undamaged network's{row}"
+
+
+def name_of(part: object, otherwise: str) -> str:
+    """The name in a record, or another word."""
+    return str(part.get("name") or otherwise) if isinstance(part, dict) else otherwise
+
+
+def headline(document: Document) -> str:
+    """The result in one line, stated as what was seen."""
+    say = Notation.of(document)
+    best = {dose: row for dose in doses(document) if (row := best_row(document, dose)) is not None}
+    if not best:
+        return curve_sentence(document) or "No trial has finished"
+    won = [dose for dose, row in best.items() if rescues(row)]
+    lost = [dose for dose in best if dose not in won]
+    if not won:
+        where = f"dose {say.dose(lost[0])}" if len(lost) == 1 else "any tested dose"
+        return f"Not rescued at {where} within {budget(document)}"
+    if len(won) == 1:
+        where = f"dose {say.dose(won[0])}"
+    elif not lost:
+        where = f"every tested dose up to {say.dose(won[-1])}"
+    else:
+        where = f"dose {listing([say.dose(dose) for dose in won])}" if len(won) < 4 else f"{len(won)} of {len(best)} doses"
+    names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
+    by = f"cheapest by {listing(names[:3])}" if len(repairs(document)) > 1 else f"by {names[0]}"
+    failed = listing([say.dose(dose) for dose in lost]) if len(lost) < 4 else f"{len(lost)} doses"
+    return f"Rescued at {where}, {by}" + (f"; not rescued at {failed}" if lost else "")
+
+
+def curve_sentence(document: Document) -> str:
+    """What the damage-response curve shows; empty without a curve."""
+    response, say = response_of(document), Notation.of(document)
+    if response is None:
+        return ""
+    half = interval(response.get("half_dose"))
+    if half[1] is not None:
+        return f"Half of the {say.score_word} above chance is lost at a dose of {say.dose_estimate(half)}"
+    axis, mean = [number(dose) for dose in response["doses"]], [number(score) for score in response["mean"]]
+    intact, chance, last = number(response.get("intact")), number(response.get("chance")), mean[-1]
+    if intact is not None and chance is not None and last is not None and last > (intact + chance) / 2:
+        return f"More than half of the {say.score_word} above chance survives a dose of {say.dose(axis[-1])}"
+    first = mean[0] if intact is None else intact
+    return f"Damage takes the {say.score_word} from {say.score(first)} to {say.score(last)} at dose {say.dose(axis[-1])}"
+
+
+def rescue_title(document: Document, dose: float) -> str:
+    """Which repairs rescue at a dose and after how many updates, the best one first."""
+    say = Notation.of(document)
+    groups = {name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)}
+    after = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
+    first = (best_row(document, dose) or {}).get("repair")
+    reached = {name: value for name, value in after.items() if value is not None}
+    order = sorted(reached, key=lambda name: (name != first, reached[name]))
+    if not order:
+        seeds = "the network" if all(len(rows) == 1 for rows in groups.values()) else "half of the seeds"
+        return f"Dose {say.dose(dose)}: no repair rescues {seeds} within {budget(document)}"
+    at_once = [name for name in order if not reached[name]]
+    later = [name for name in order if reached[name]]
+    parts = [f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update"] if at_once else []
+    for name in later[: 3 - len(parts)]:
+        parts.append(f"{name} after {count(reached[name])}" if parts else f"{name} rescues after {updates(reached[name])}")
+    return f"Dose {say.dose(dose)}: " + ", ".join(parts)
+
+
+def countings(document: Document) -> str:
+    """How the verdict on an iterative schedule depends on what is counted; empty where there is none to tell."""
+    say = Notation.of(document)
+    for dose in reversed(doses(document)):
+        groups = {name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)}
+        total = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
+        hit = {name: middle(last_hit(row, "updates") for row in rows) or 0.0 for name, rows in groups.items()}
+        iterative = next((name for name in groups if hit[name] > 0 and total[name] is not None), None)
+        if iterative is None:
+            continue
+        since = median_to_rescue(groups[iterative], "updates", since_last_hit=True)
+        text = (
+            f"At dose {say.dose(dose)}, {iterative} is rescued {updates(since)} after the last hit, "
+            f"but {count(total[iterative])} in total"
+        )
+        batch = {name: value for name, value in total.items() if value and hit[name] == 0}
+        rival = "retrain" if "retrain" in batch else min(batch, key=lambda name: batch[name], default=None)
+        return f"{text}; {rival} needs {count(batch[rival])}" if rival else text
+    return ""
+
+
+def verdict(document: Document) -> list[tuple[str, list[str]]]:
+    """The whole result in words: question, curve, repair, verdict, each as a list of sentences."""
+    say, response, axis = Notation.of(document), response_of(document), doses(document)
+    network, task = name_of(document.get("network"), "the network"), name_of(document.get("task"), "its task")
+    damage = str((document.get("settings") or {}).get("damage") or "damage")
+    question = f"How does {network} fail on {task} under {damage}"
+    question += ", and which repair brings it back at the least total cost?" if axis else "?"
+    curve, repair, told = [], [], []
+    if response is not None:
+        curve.append(f"{curve_sentence(document)}.")
+        loss, critical = interval(response.get("dose_of_10_point_loss")), interval(response.get("critical_dose"))
+        if loss[1] is not None:
+            curve.append(f"The first {'10 points are' if say.percent else '0.10 is'} lost at {say.dose_estimate(loss)}.")
+        words = [say.dose_estimate(critical)] if critical[1] is not None else []
+        words += [str(response["critical_verdict"])] if response.get("critical_verdict") else []
+        if words:
+            curve.append(f"Critical dose: {'; '.join(words).rstrip('.')}.")
+    for dose in evenly(axis, 6):
+        best = best_row(document, dose)
+        if best is not None:
+            damaged, after = interval(best.get("damaged")), interval(best.get("after"))
+            spread = f"{say.score(after[1])} {say.spread(after)}".rstrip()
+            rescued = f"{count(number(best.get('rescued')))} of {count(number(best.get('trials')))} rescued"
+            repair.append(
+                f"Dose {say.dose(dose)}: {say.score(damaged[1])} damaged, {spread} after {best.get('repair')}; {rescued}."
+            )
+    if axis:
+        told = [f"{sentence}." for sentence in (headline(document), countings(document)) if sentence]
+        trials = [row for dose in axis for row in rows_at(document, dose)]
+        lost = sum(row.get("rescue_cost") is None for row in trials)
+        told.append(
+            f"{lost} of {len(trials)} trials were not rescued within {budget(document)} and count as censored."
+            if lost
+            else f"All {len(trials)} trials were rescued within {budget(document)}."
+        )
+    parts = [("Question", [question]), ("Curve", curve), ("Repair", repair), ("Verdict", told)]
+    return [(label, lines) for label, lines in parts if lines]
+
+
+def terms(document: Document) -> list[tuple[str, str]]:
+    """Every word of the report that has a defined meaning, with this result's own numbers in it."""
+    say = Notation.of(document)
+    found = [
+        ("Unit", "The smallest thing that fails: a neuron, a feature map (channel), an attention head, a branch."),
+        ("Dose", f"Amount of damage, in {say.dose_unit}."),
+        ("Chance", f"The {say.score_word} of guessing."),
+        ("Half-dose", f"Dose at which half of the {say.score_word} above chance is lost."),
+        (
+            "Critical dose",
+            "A fitted change point of the curve, with a bootstrap interval and a test against a smooth decline; never "
+            "asserted by eye.",
+        ),
+        (
+            "Interval",
+            "95% confidence interval over the independent trials, in brackets. A single trial has none, and none is shown.",
+        ),
+    ]
+    repair = [
+        ("Before, damaged, after", "The test score intact, after the last hit without repair, and after repair."),
+        (
+            "Rescued",
+            f"The validation score comes {margin(document)}, before {budget(document)} are spent. The test split plays no "
+            "part in this decision.",
+        ),
+        (
+            "Censored",
+            "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier medians, in which it "
+            'counts as later than its end. "Not reached": fewer than half of the trials were rescued.',
+        ),
+        ("In total", "Everything a repair spends, counted from the undamaged network, repairs between hits included."),
+        (
+            "Since the last hit",
+            "The same, counted only after the last damage. It flatters iterative schedules, which have already trained "
+            "between the hits; both countings are shown for that reason.",
+        ),
+        ("Update", "One optimiser step on one batch. A closed-form refit needs none; its work is in the multiply-adds."),
+        (
+            "Multiply-adds",
+            "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward pass counts as "
+            "two forward passes.",
+        ),
+    ]
+    return [*found[:2], *(repair if doses(document) else []), *found[2:]]

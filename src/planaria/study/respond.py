@@ -1,0 +1,192 @@
+"""How a network fails: its score against the dose of a damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from planaria.core.errors import InputError
+from planaria.core.network import Network
+from planaria.core.streams import stream
+from planaria.damage.damage import Damage
+from planaria.measure.statistics import (
+    Estimate,
+    area,
+    dose_of_loss,
+    half_dose,
+    mean_interval,
+    numpy_generator,
+)
+from planaria.measure.task import Task
+from planaria.measure.transition import CriticalDose, critical_dose
+
+
+@dataclass(frozen=True)
+class Point:
+    """Score of one network damaged at one dose in one random order."""
+
+    draw: int
+    dose: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """A response curve: scores over doses, each row one random order with nested lesions.
+
+    Intervals are over orders, for this one network and this test split.
+
+    Attributes:
+        doses: Ascending, beginning with 0.
+        scores: [draws][doses], on the test split.
+        chance: Score of guessing.
+        unit: What the dose counts.
+        seed: Seed of the orders.
+    """
+
+    doses: tuple[float, ...]
+    scores: tuple[tuple[float, ...], ...]
+    chance: float
+    unit: str
+    seed: int
+
+    @property
+    def intact(self) -> float:
+        """Score at dose 0."""
+        return self.scores[0][0]
+
+    @cached_property
+    def mean(self) -> tuple[Estimate, ...]:
+        """Mean score at each dose, with its 95 % interval."""
+        return tuple(mean_interval(column) for column in zip(*self.scores, strict=True))
+
+    @cached_property
+    def half_dose(self) -> Estimate:
+        """Dose at which half of the score above chance is lost; infinite if the curve never falls that far."""
+        return half_dose(self.doses, self.scores, self.chance, self._rng("half"))
+
+    def dose_of_loss(self, points: float = 0.10) -> Estimate:
+        """Dose at which the score has fallen by `points`; infinite if it never does."""
+        return dose_of_loss(self.doses, self.scores, self._rng("loss"), points=points)
+
+    @cached_property
+    def critical(self) -> CriticalDose:
+        """Fitted break point of the curve, and whether a smooth curve describes it as well."""
+        return critical_dose(self.doses, self.scores, self.chance, self._rng("critical"))
+
+    @cached_property
+    def area(self) -> Estimate:
+        """Mean score over the doses (area under the curve divided by the range of doses)."""
+        return area(self.doses, self.scores)
+
+    def _rng(self, what: str) -> np.random.Generator:
+        return numpy_generator(stream(self.seed, "bootstrap", what))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curve and its summary as plain numbers."""
+        critical = self.critical
+        return {
+            "doses": list(self.doses),
+            "mean": [estimate.best for estimate in self.mean],
+            "low": [estimate.to_dict()["low"] for estimate in self.mean],
+            "high": [estimate.to_dict()["high"] for estimate in self.mean],
+            "draws": [list(row) for row in self.scores],
+            "chance": self.chance,
+            "intact": self.intact,
+            "unit": self.unit,
+            "half_dose": self.half_dose.to_dict(),
+            "dose_of_10_point_loss": self.dose_of_loss(0.10).to_dict(),
+            "area": self.area.to_dict(),
+            "critical_dose": None if critical.estimate is None else critical.estimate.to_dict(),
+            "critical_verdict": critical.verdict,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"dose ({self.unit})  score"]
+        lines += [f"{dose:<20g}{score}" for dose, score in zip(self.doses, self.mean, strict=True)]
+        lines.append(f"half-dose {self.half_dose}, 10-point loss at {self.dose_of_loss()}, {self.critical.verdict}")
+        return "\n".join(lines)
+
+
+def checked_doses(damage: Damage, doses: Sequence[float]) -> tuple[float, ...]:
+    """Doses in ascending order, with 0 in front, each once.
+
+    Raises:
+        InputError: If there is none, or one lies outside the damage's axis.
+    """
+    if not doses:
+        raise InputError("doses", "at least one dose", "none")
+    return tuple(sorted({0.0, *(float(damage.site.dose.check(dose)) for dose in doses)}))
+
+
+def iter_respond(
+    net: Network, damage: Damage, task: Task, doses: Sequence[float], *, draw: int, seed: int = 0
+) -> Iterator[Point]:
+    """Points of one order, dose after dose; lesions are nested.
+
+    Args:
+        net: The network.
+        damage: What is done to it.
+        task: Scored on its test split.
+        doses: On the damage's axis; 0 is added.
+        draw: Number of the order.
+        seed: Order number n under one seed is always the same.
+    """
+    net = net.with_inputs(task.train.inputs)
+    for dose in checked_doses(damage, doses):
+        hurt = damage.at(dose)(net, stream(seed, "order", draw))
+        yield Point(draw, dose, task.score(hurt))
+
+
+def collect(points: Sequence[Point], damage: Damage, task: Task, seed: int) -> Response:
+    """Response curve from the points of complete orders."""
+    doses = tuple(sorted({point.dose for point in points}))
+    known = {(point.draw, point.dose): point.score for point in points}
+    rows = tuple(tuple(known[draw, dose] for dose in doses) for draw in sorted({p.draw for p in points}))
+    return Response(doses, rows, task.chance, damage.site.dose.unit, seed)
+
+
+def respond(
+    net: Network,
+    damage: Damage,
+    task: Task,
+    *,
+    doses: Sequence[float] = tuple(np.linspace(0, 1, 11).tolist()),
+    draws: int = 20,
+    seed: int = 0,
+) -> Response:
+    """Damage a network in many random orders and follow its score down.
+
+    Args:
+        net: The network; it is not changed.
+        damage: Fault and site.
+        task: Scored on its test split.
+        doses: On the damage's axis; 0 is added.
+        draws: Number of random orders, at least 1. Twenty are a good number: orders differ a lot.
+        seed: Same seed, same orders.
+
+    Returns:
+        The response curve with intervals over orders.
+
+    Raises:
+        InputError: If a dose lies outside its axis or there are no draws.
+
+    Example:
+        >>> from planaria.measure.datasets import task
+        >>> from planaria.damage.damage import RandomUnits, Silence
+        >>> from torch import nn
+        >>> digits = task("digits")
+        >>> net = Network.of(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
+        >>> respond(net, Damage(Silence(), RandomUnits()), digits, doses=[0.5, 1], draws=2).doses
+        (0.0, 0.5, 1.0)
+
+    Not guaranteed: that intervals over orders say anything about other trained networks of the same form.
+    """
+    if draws < 1:
+        raise InputError("respond(draws)", "a number of at least 1", draws)
+    points = [p for draw in range(draws) for p in iter_respond(net, damage, task, doses, draw=draw, seed=seed)]
+    return collect(points, damage, task, seed)
