@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from planaria.core.streams import stream as stream
     from planaria.core.tap import tap as tap
     from planaria.damage.damage import Damage as Damage
-    from planaria.damage.damage import Dose as Dose
     from planaria.damage.faults import Noise as Noise
     from planaria.damage.faults import Silence as Silence
     from planaria.damage.faults import StuckAt as StuckAt
+    from planaria.damage.sites import Dose as Dose
     from planaria.damage.sites import GivenUnits as GivenUnits
     from planaria.damage.sites import RandomEntries as RandomEntries
     from planaria.damage.sites import RandomUnits as RandomUnits
@@ -78,7 +78,7 @@ _DOOR = {
     "Score": "measure.scores",
     "Estimate": "measure.statistics",
     "Damage": "damage.damage",
-    "Dose": "damage.damage",
+    "Dose": "damage.sites",
     "Silence": "damage.faults",
     "StuckAt": "damage.faults",
     "Noise": "damage.faults",

@@ -13,6 +13,7 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,11 +59,12 @@ def test_the_repr_of_a_loaded_task_evaluates_back_to_an_equal_one() -> None:
     assert task("digits") != task("digits?train=50")
 
 
-def test_loading_draws_nothing_from_the_global_generators() -> None:
-    before, state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+def test_loading_draws_nothing_from_the_global_generator(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    before = torch.get_rng_state()
     task("digits")
+    task(f"folder:{tmp_path}")
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[arg-type]
 
 
 def test_keys_select_rows_from_the_front_and_hold_out_validation_from_the_end() -> None:
@@ -72,7 +74,8 @@ def test_keys_select_rows_from_the_front_and_hold_out_validation_from_the_end() 
     assert torch.equal(part.test.targets, whole.test.targets[:50])
     assert torch.equal(part.validation.inputs[-188:], whole.validation.inputs)
     assert part.split == (
-        "validation is the last 200 of 1257 training rows; train is the first 100 of 1057; test is the first 50 of 540"
+        "validation is the last 200 of 1257 training rows; "
+        "train is the first 100 of 1057; test is the first 50 of 540"
     )
 
 
@@ -260,13 +263,15 @@ def test_an_npz_header_that_claims_a_giant_array_is_refused(tmp_path: Path) -> N
 # ----------------------------------------------------------------------------------- idx and CIFAR files
 
 
-def idx_bytes(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def idx_bytes(array: np.ndarray[Any, Any]) -> bytes:
     kind = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}[array.dtype.name]
     head = struct.pack(">BBBB", 0, 0, kind, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     return head + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
-def save_idx(folder: Path, stems: str = "{}-images-idx3-ubyte {}-labels-idx1-ubyte", ending: str = "") -> None:
+def save_idx(
+    folder: Path, stems: str = "{}-images-idx3-ubyte {}-labels-idx1-ubyte", ending: str = ""
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     for prefix, rows in (("train", 50), ("t10k", 10)):
@@ -304,9 +309,7 @@ def test_damaged_idx_files_are_refused_by_name(tmp_path: Path) -> None:
     assert "cut off" in broken(images, whole[:4] + b"\xff" * 12 + whole[16:])
     assert "idx format" in broken(images, b"")
     assert "idx format" in broken(images, b"\1" + whole[1:])
-    (tmp_path / images).unlink()
-    (tmp_path / labels).unlink()
-    assert "readable" in broken(f"{images}.gz", b"no gzip") if not (tmp_path / images).exists() else True
+    assert "one label per image" in broken(labels, idx_bytes(np.zeros((50, 1), np.uint8)))
 
 
 def test_damaged_compression_is_refused_by_name(tmp_path: Path) -> None:
@@ -330,7 +333,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         task(f"idx:{tmp_path}")
     with pytest.raises(InputError, match="expected a folder, got nothing"):
         task(f"idx:{tmp_path / 'no'}")
-    with pytest.raises(InputError, match="data_batch_N.bin"):
+    with pytest.raises(InputError, match="data_batch_N"):
         task(f"cifar:{tmp_path}")
 
 
@@ -387,7 +390,7 @@ def test_a_folder_of_images_is_read_in_a_fixed_mixed_order(tmp_path: Path) -> No
     assert loaded.preprocessing["classes"] == ["a", "b"]
     assert sorted(loaded.test.targets.tolist()) == [0, 0, 0, 1, 1, 1]
     assert 0 < int(loaded.validation.targets.sum() + loaded.train.targets[:5].sum()) < 8
-    image = np.asarray(Image.open(tmp_path / "test" / "b" / "0.png"))
+    image = np.array(Image.open(tmp_path / "test" / "b" / "0.png"))
     assert any(torch.equal(x, torch.from_numpy(image).permute(2, 0, 1) / 255) for x in loaded.test.inputs)
 
 
@@ -452,7 +455,9 @@ def test_a_missing_well_known_set_says_in_one_message_how_to_get_it(
     with pytest.raises(EnvironmentProblem) as caught:
         task(name, data_dir=str(tmp_path))
     message = str(caught.value)
-    assert all(word in message for word in (name, str(tmp_path), "PLANARIA_DATA", "--data-dir", "torchvision:"))
+    assert all(
+        word in message for word in (name, str(tmp_path), "PLANARIA_DATA", "--data-dir", "torchvision:")
+    )
     assert caught.value.exit_code == 5
 
 
@@ -510,7 +515,9 @@ class Pictures:
 
     asked: list[tuple[object, ...]] = []  # noqa: RUF012
 
-    def __init__(self, root: str, train: bool = True, transform: object = None, download: bool = False) -> None:
+    def __init__(
+        self, root: str, train: bool = True, transform: object = None, download: bool = False
+    ) -> None:
         self.asked.append((root, train, download))
         self.rows = pictures(20 if train else 4)
 
@@ -609,7 +616,10 @@ def regression(): return (X, X.sum(1, keepdim=True)), (X, X.sum(1, keepdim=True)
 def ready(): return Task.of("other name", (X, Y), (X[:6], Y[:6]), validation=(X[:5], Y[:5]))
 def absolute(outputs, targets): return (outputs - targets).abs().mean()
 def closeness(outputs, targets): return float(-(outputs - targets).abs().mean())
-def full(): return {"train": (X, X), "test": (X, X), "validation": (X, X), "loss": absolute, "score": closeness}
+def full():
+    same = (X, X)
+    return {"train": same, "test": same, "validation": same, "loss": absolute, "score": closeness}
+
 def scored(): return {"train": (X, X), "test": (X, X), "score": "r2"}
 def tokens(): return (Y[:, None].repeat(1, 4), Y), (Y[:6, None].repeat(1, 4), Y[:6])
 def nothing(): return None
@@ -741,17 +751,11 @@ def test_mnist_in_full_loads_fast(data_root: Path, monkeypatch: pytest.MonkeyPat
     assert seconds < 1.5
 
 
-def test_cifar10_loads_from_its_packed_files(data_root: Path) -> None:
-    cifar = task("cifar10?scale=raw&train=100&test=2000", data_dir=str(data_root))
-    assert cifar.train.inputs.shape == (100, 3, 32, 32)
-    assert float(cifar.test.inputs.max()) == 255.0
-    assert cifar.test.targets[:6].tolist() == [3, 8, 8, 0, 6, 6]
-
-
 def test_the_loaders_import_no_library_before_it_is_needed() -> None:
     code = (
         "import sys; from planaria.measure.datasets import task; task('digits');"
-        "print(*{'PIL', 'torchvision', 'datasets', 'sklearn', 'scipy'} & {n.partition('.')[0] for n in sys.modules})"
+        "loaded = {name.partition('.')[0] for name in sys.modules};"
+        "print(*{'PIL', 'torchvision', 'datasets', 'sklearn', 'scipy'} & loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

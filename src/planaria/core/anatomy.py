@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planaria.core.errors import AnatomyError, nearest
 from planaria.core.graph import Graph, Tags, run, trace
 from planaria.core.network import Network
-from planaria.core.survey import Finding, survey
+from planaria.core.survey import HEADS, OUTPUTS, UNUSED, survey
 from planaria.core.trees import Entries, either
 
 KINDS = ("neuron", "channel", "head", "branch", "tap")
@@ -149,6 +149,17 @@ class Anatomy:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of unit that this network has."""
         return tuple(kind for kind in KINDS if any(group.kind == kind for group in self.groups))
+
+    def tappable(self, net: Network) -> tuple[str, ...]:
+        """Modules that `tap` can give units, because no rule finds any and they do not make the network's outputs."""
+        modules = {name for name, _ in net.module.named_modules()}
+        found = []
+        for layer, reason in self.unreached.items():
+            while layer and layer not in modules:
+                layer = layer.rpartition(".")[0]
+            if layer and reason not in {OUTPUTS, HEADS, UNUSED}:
+                found.append(layer)
+        return tuple(dict.fromkeys(found))
 
     def select(
         self, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None

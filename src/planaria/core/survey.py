@@ -17,6 +17,9 @@ from planaria.core.graph import Call, Graph, Product, Value
 from planaria.core.network import Network
 from planaria.core.tap import GAIN, OFFSET
 
+OUTPUTS = "its outputs are the network's outputs"
+HEADS = "its outputs are queries, keys or values: its units are the attention heads"
+UNUSED = "its weights are not used on the example inputs"
 ROLES = ("incoming", "scale", "shift", "outgoing")
 
 
@@ -337,7 +340,7 @@ def _close(graph: Graph, finding: Finding) -> str:
     if complete:
         finding.owners["outgoing"] = outgoing
     if ends == {"output"} or not ends:
-        return "its outputs are the network's outputs"
+        return OUTPUTS
     if not finding.exact_by:
         others = sorted(ends - {"read"}) or ["a weight that is used elsewhere too"]
         return f"its activation goes through {', '.join(others)}, and zero weights do not make it zero"
@@ -464,7 +467,7 @@ def _name_the_rest(graph: Graph, net: Network, found: dict[str, Finding], unreac
             continue
         calls: list[Any] = [graph.calls[at].name for at in sorted(graph.reads[name])]
         if not calls:
-            unreached[layer] = "its weights are not used on the example inputs"
+            unreached[layer] = UNUSED
         elif not any(
             call in {"native_layer_norm", "native_group_norm", "native_batch_norm"} for call in calls
         ):

@@ -110,7 +110,13 @@ def task(text: str, *, data_dir: str | None = None) -> Task:
     """
     source, mark, query = text.partition("?")
     options = _options(query, text) if mark else _Options()
-    return _prepared(text, _read(source, data_dir), options)
+    raw = _read(source, data_dir)
+    try:
+        return _prepared(text, raw, options)
+    except InputError as problem:  # the same complaint, under the name of the task
+        raise InputError(
+            f"task {text!r}, {problem.where}", problem.expected, problem.got, problem.remedy
+        ) from None
 
 
 def data_roots(data_dir: str | None = None) -> list[Path]:
@@ -216,8 +222,7 @@ def _read(source: str, data_dir: str | None) -> Raw:
     if source in _STORED:
         return _stored(source, data_dir)
     if not colon or kind not in _KINDS:
-        known = [*NAMES, *_KINDS.values()]
-        remedy = nearest(source if not colon else kind, known)
+        remedy = f"{nearest(kind, [*NAMES, *_KINDS])} Forms: {', '.join(_KINDS.values())}."
         if source.endswith(".npz"):
             remedy = f"Write npz:{source}. {remedy}"
         elif ".py:" in source:
@@ -260,7 +265,7 @@ def _prepared(text: str, raw: Raw, options: _Options) -> Task:
     for part, data in splits.items():
         if data.inputs.ndim < 2:
             raise InputError(
-                f"task {text!r}: {part}.inputs",
+                f"{part}.inputs",
                 "[N, ...] with 2 dimensions or more",
                 list(data.inputs.shape),
                 "Give one number per row as [N, 1].",
@@ -272,10 +277,10 @@ def _prepared(text: str, raw: Raw, options: _Options) -> Task:
     if not regression and score in ("accuracy", ACCURACY):
         # Before rows are dropped: so that an index is the file's, and `test=N` does not change the classes.
         for part, data in splits.items():
-            check_labels(data.targets, classes, f"task {text!r}: {part}.targets")
+            check_labels(data.targets, classes, f"{part}.targets")
         classes = classes or 1 + max(int(data.targets.max()) for data in splits.values())
-    splits, rule = _split(text, splits, raw, options)
-    preprocess, record = _preprocessing(text, splits["train"].inputs, raw, options)
+    splits, rule = _split(splits, raw, options)
+    preprocess, record = _preprocessing(splits["train"].inputs, raw, options)
     ready = {part: Data(preprocess(data.inputs), data.targets) for part, data in splits.items()}
     made = Task.of(
         text,
@@ -289,14 +294,12 @@ def _prepared(text: str, raw: Raw, options: _Options) -> Task:
     return replace(made, preprocessing=record, split=rule, loadable=True)
 
 
-def _split(text: str, splits: dict[str, Data], raw: Raw, options: _Options) -> tuple[dict[str, Data], str]:
+def _split(splits: dict[str, Data], raw: Raw, options: _Options) -> tuple[dict[str, Data], str]:
     def first(part: str, count: int | None) -> str:
         if count is None:
             return ""
         if count > len(splits[part]):
-            raise InputError(
-                f"task {text!r}, {part}", f"at most {len(splits[part])} rows", count, "Ask for fewer rows."
-            )
+            raise InputError(part, f"at most {len(splits[part])} rows", count, "Ask for fewer rows.")
         rule = f"; {part} is the first {count} of {len(splits[part])}"
         splits[part] = splits[part].take(count)
         return rule
@@ -306,17 +309,13 @@ def _split(text: str, splits: dict[str, Data], raw: Raw, options: _Options) -> t
         rule = "validation as given" + first("validation", options.validation)
     else:
         count = options.validation or raw.validation_rows or min(5000, max(1, rows // 10))
-        try:
-            splits["train"], splits["validation"] = hold_out(splits["train"], count)
-        except InputError as problem:
-            where = f"task {text!r}, {problem.where}"
-            raise InputError(where, problem.expected, problem.got, problem.remedy) from None
+        splits["train"], splits["validation"] = hold_out(splits["train"], count)
         rule = f"validation is the last {count} of {rows} training rows"
     return splits, rule + first("train", options.train) + first("test", options.test)
 
 
 def _preprocessing(
-    text: str, example: Tensor, raw: Raw, options: _Options
+    example: Tensor, raw: Raw, options: _Options
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, object]]:
     scale = options.scale or ("unit" if raw.full_scale else None)
     divisor = (raw.full_scale or 255.0) if scale == "unit" else 1.0
@@ -331,9 +330,7 @@ def _preprocessing(
             continue
         if len(numbers) not in (1, channels):
             expected = f"1 or {channels} numbers" if channels > 1 else "1 number"
-            raise InputError(
-                f"task {text!r}, {name}", expected, len(numbers), "Give one, or one per channel."
-            )
+            raise InputError(name, expected, len(numbers), "Give one, or one per channel.")
         moments[name] = torch.tensor(numbers).reshape(-1, *[1] * (example.ndim - 2))
 
     def preprocess(inputs: Tensor) -> Tensor:

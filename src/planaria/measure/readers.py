@@ -11,6 +11,7 @@ import importlib
 import inspect
 import io
 import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,7 +79,8 @@ def read_idx(folder: Path) -> Raw:
             arrays.append(_idx_array(_one_of(folder, names, ("", ".gz"))))
         images, labels = arrays
         if labels.ndim != 1:
-            raise InputError(f"{folder}: {part} labels", "one dimension", list(labels.shape))
+            name = f"{folder}/{prefix}-labels-idx1-ubyte"
+            raise InputError(name, "one label per image", f"shape {list(labels.shape)}", "Get the file again.")
         splits[part] = Data.of((images[:, None] if images.ndim == 3 else images, labels), f"{folder}: {part}")
     return Raw(splits, full_scale=255.0)
 
@@ -329,14 +331,13 @@ def _idx_array(path: Path) -> Tensor:
             f"{path}", "a file in idx format", f"first bytes {content[:4]!r}", "Get the file again."
         )
     kind, dims = np.dtype(_IDX_TYPES[content[2]]), content[3]
-    shape = [int(n) for n in np.frombuffer(content[4 : 4 + 4 * dims], ">u4")]
-    body = content[4 + 4 * dims :]
-    claimed = int(np.prod(shape, dtype=object)) * kind.itemsize
-    if len(shape) != dims or claimed != len(body):
-        got = f"{len(body)} bytes for shape {shape} of {kind.name}"
-        raise InputError(
-            f"{path}", f"{claimed} bytes of data", got, "The file is cut off or damaged; get it again."
-        )
+    head, body = content[4 : 4 + 4 * dims], content[4 + 4 * dims :]
+    shape = [int.from_bytes(head[i : i + 4], "big") for i in range(0, 4 * dims, 4)]
+    claimed = math.prod(shape) * kind.itemsize
+    if len(head) != 4 * dims or claimed != len(body):
+        got = f"{len(body)} bytes"
+        remedy = "The file is cut off or damaged; get it again."
+        raise InputError(f"{path}", f"{claimed} bytes of data for shape {shape} of {kind.name}", got, remedy)
     array = np.frombuffer(bytearray(body), kind).reshape(shape)
     return torch.from_numpy(array.astype(kind.newbyteorder("="), copy=False))
 
@@ -355,7 +356,8 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             f"npz:{path}", "a file", "a folder" if path.is_dir() else "nothing", "Check the path."
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # numpy would leave a damaged file open
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"npz:{path}", "a .npz file", "a single array", "Use numpy.savez.")
             arrays = {name: archive[name] for name in archive.files}

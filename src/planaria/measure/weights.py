@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import secrets
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def save_weights(
     hashes = {name: digest({"": tensor}) for name, tensor in tensors.items()}
     hashes["/metadata"] = _hash_of(metadata)
     words = {**metadata, _TENSORS: json.dumps(hashes, sort_keys=True), "format": "pt"}
-    write_atomically(path, safetensors.torch.save(tensors, words))
+    write_atomically(path, _ordered(safetensors.torch.save(tensors, words)))
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -121,6 +122,16 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.close(folder)
 
 
+def _ordered(content: bytes) -> bytes:
+    # safetensors writes metadata in a random order; equal weights shall give equal files.
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def _hash_of(metadata: Mapping[str, str]) -> str:
     kept = {key: word for key, word in metadata.items() if key not in (_TENSORS, "format")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
@@ -138,7 +149,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}", expected, "another kind of file", "Convert the weights to safetensors.")
     loaded: Any
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            warnings.catch_warnings()
+        ):  # about protocols that torch did not write; what counts is whether it reads
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         raise UnsafeError(
             f"{path}",

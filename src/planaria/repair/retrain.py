@@ -16,6 +16,7 @@ from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network, law
+from planaria.core.streams import lend
 from planaria.measure.task import Task
 
 
@@ -137,10 +138,7 @@ class Retrain:
         for rows in _batches(len(data), size, rng):
             start = time.process_time()
             inputs, targets = data.inputs[rows], data.targets[rows]
-            seed = int(torch.randint(2**62, (), generator=rng))
-            # Dropout draws from torch's global generator: lend it ours for the step, then give it back.
-            with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []), plain_kernels():
-                torch.manual_seed(seed)
+            with lend(rng, inputs.device), plain_kernels():
                 loss = self.task.loss(module(inputs), targets)
                 module.zero_grad(set_to_none=True)
                 loss.backward()

@@ -1,6 +1,7 @@
 """The drawing vocabulary of all figures: fixed colours and markers, levels, bars, axes, switches.
 
-Neutral colours are mid-grey so that they stand on light and on dark paper; the page recolours text and grid by CSS.
+Neutral colours are mid-grey so that they stand on light and on dark paper; the page recolours text and grid
+by CSS.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID = "#1d2733", "#7a8694", "#e3e7ec"
 
-# Okabe & Ito's colours, told apart under all common colour blindness; the marker repeats the difference in print.
+# Okabe & Ito's colours, told apart under all common colour blindness; the marker repeats the difference in
+# print.
 _KNOWN = {
     "refit": ("#E69F00", "diamond"),
     "refit+retrain": ("#D55E00", "star"),
     "retrain": ("#0072B2", "circle"),
     "regrow": ("#009E73", "square"),
-    "regrow-only-new": ("#56B4E9", "triangle-up"),
+    "regrow-only": ("#56B4E9", "triangle-up"),
     "iterative": ("#AA4499", "triangle-down"),
+    "none": (MUTED, "cross"),
 }
 _OTHERS = (
     ("#999933", "pentagon"),
@@ -73,7 +76,9 @@ def bars(estimates: Sequence[Interval], colour: str) -> dict[str, Any]:
     }
 
 
-def level(figure: go.Figure, value: float | None, label: str, say: Notation, *, above: bool, dash: str = "dot") -> None:
+def level(
+    figure: go.Figure, value: float | None, label: str, say: Notation, *, above: bool, dash: str = "dot"
+) -> None:
     """A labelled horizontal line across the figure; nothing where the value is unknown."""
     if value is None:
         return
@@ -131,7 +136,9 @@ def dose_axis(figure: go.Figure, say: Notation, doses: Sequence[float | None]) -
 
 def score_axis(figure: go.Figure, say: Notation, split: str) -> None:
     """Scores along y."""
-    figure.update_yaxes(title_text=f"{say.score_word}, {split} split", tickformat="~%" if say.percent else None)
+    figure.update_yaxes(
+        title_text=f"{say.score_word}, {split} split", tickformat="~%" if say.percent else None
+    )
 
 
 def reach(values: Iterable[float | None]) -> list[float]:
@@ -149,7 +156,7 @@ def zoom(spans: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def buttons(figure: go.Figure, *rows: Sequence[dict[str, Any]], room: int = 8) -> None:
-    """Rows of switches at both ends between title and plot, `room` pixels above it; the first of each row is on."""
+    """Rows of switches between title and plot, `room` pixels above it; the first of each row is on."""
     figure.update_layout(
         updatemenus=[
             {

@@ -1,6 +1,7 @@
 """One self-contained HTML page per result: words, figures, tables; nothing is loaded from anywhere.
 
-All text goes through the template's escaping. The page's own security policy forbids any request, so that the promise
+All text goes through the template's escaping. The page's own security policy forbids any request, so that
+the promise
 "no network" does not depend on the template being right.
 """
 
@@ -39,17 +40,19 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # Beyond these the page would be unreadable; the complete rows are in results.csv beside it.
-_RESCUE_FIGURES, _TABLE_DOSES, _TABLE_REPAIRS, _LAYERS, _WARNINGS = 6, 24, 24, 80, 20
+_RESCUE_FIGURES, _TABLE_DOSES, _TABLE_REPAIRS, _LAYERS, _WARNINGS = 6, 12, 24, 80, 20
 
 
 def write_page(document: Document, path: Path) -> None:
     """Write a result as one HTML file that opens anywhere, offline.
 
-    The file appears complete or not at all: it is written beside its place, flushed to disk and moved there. The mode
+    The file appears complete or not at all: it is written beside its place, flushed to disk and moved there.
+    The mode
     of a file that was there before is kept.
 
     Args:
-        document: A `rescue` or `respond` result as the command line prints it with `--json`; with the key "manifest",
+        document: A `rescue` or `respond` result as the command line prints it with `--json`; with the key
+        "manifest",
             the page also says how to run it again.
         path: Where to; the folder must exist.
 
@@ -138,7 +141,10 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
     drawn = figure.to_plotly_json()
     title = drawn["layout"].pop("title")
     # Back from Plotly's escaping: the template escapes.
-    words = [Markup(str(text).replace("<br>", " ")).unescape() for text in (title["text"], title["subtitle"]["text"])]
+    words = [
+        Markup(str(text).replace("<br>", " ")).unescape()
+        for text in (title["text"], title["subtitle"]["text"])
+    ]
     drawn["layout"]["margin"]["t"] -= 70
     drawn["layout"]["height"] -= 70
     return {
@@ -156,14 +162,25 @@ def _facts(document: Document) -> list[dict[str, str]]:
     network, task = document.get("network") or {}, document.get("task") or {}
     units, parameters = network.get("units") or [], number(network.get("parameters"))
     rows = document.get("rows") or []
-    seeds = {row.get("seed") for row in rows if row.get("seed") is not None}
+    seeds, draws = ({row[key] for row in rows if row.get(key) is not None} for key in ("seed", "draw"))
+    runs = (
+        ("Draws", count(len(draws)), "") if draws else ("Trials", count(len(rows)), _many(len(seeds), "seed"))
+    )
     facts = [
-        ("Intact, test split", say.score(number(intact.get("test"))), say.spread((number(low), 0.0, number(high)))),
+        (
+            "Intact, test split",
+            say.score(number(intact.get("test"))),
+            say.spread((number(low), 0.0, number(high))),
+        ),
         ("Intact, validation", say.score(number(intact.get("validation"))), ""),
         ("Chance", say.score(number(task.get("chance"))), ""),
         ("Parameters", DASH if parameters is None else f"{parameters:,.0f}", ""),
-        ("Units", count(sum(number(unit.get("count")) or 0 for unit in units)) if units else DASH, _kinds(units)),
-        ("Trials", count(len(rows)), f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}" if seeds else ""),
+        (
+            "Units",
+            count(sum(number(unit.get("count")) or 0 for unit in units)) if units else DASH,
+            _kinds(units),
+        ),
+        runs,
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in facts]
 
@@ -171,15 +188,20 @@ def _facts(document: Document) -> list[dict[str, str]]:
 def _kinds(units: list[Mapping[str, Any]]) -> str:
     totals: dict[str, float] = {}
     for unit in units:
-        totals[str(unit.get("kind"))] = totals.get(str(unit.get("kind")), 0) + (number(unit.get("count")) or 0)
-    return ", ".join(f"{count(total)} {kind}{'s' if total != 1 else ''}" for kind, total in totals.items())
+        totals[str(unit.get("kind"))] = totals.get(str(unit.get("kind")), 0) + (
+            number(unit.get("count")) or 0
+        )
+    return ", ".join(_many(total, kind) for kind, total in totals.items())
+
+
+def _many(amount: float, noun: str) -> str:
+    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
 
 
 def _warnings(document: Document) -> list[str]:
     told = [str(warning) for warning in document.get("warnings") or []]
     more = len(told) - _WARNINGS
     return [*told[:_WARNINGS], f"{more} more warnings are in the JSON result."] if more > 0 else told
-
 
 
 def _table(document: Document) -> dict[str, Any]:
@@ -230,7 +252,8 @@ def _updates(estimate: object) -> dict[str, str]:
     low, best, high = interval(estimate)
     if best is None:
         return {"value": "not reached", "interval": ""}
-    if low is None and high is None:
+    if low == high:
+        # One trial, or none of the spread that an interval would show.
         return {"value": count(best), "interval": ""}
     return {"value": count(best), "interval": f"[{count(low)}, {'∞' if high is None else count(high)}]"}
 
@@ -258,7 +281,9 @@ def _network(document: Document) -> dict[str, Any]:
             {"layer": str(entry.get("layer")), "reason": str(entry.get("reason") or "")}
             for entry in (network.get("unreached") or [])[:_LAYERS]
         ],
-        "pairs": _pairs({key: value for key, value in network.items() if key not in apart} | _trained(network)),
+        "pairs": _pairs(
+            {key: value for key, value in network.items() if key not in apart} | _trained(network)
+        ),
     }
 
 
@@ -272,7 +297,9 @@ def _task(document: Document) -> dict[str, Any]:
     return {
         "name": name_of(task, "task"),
         "preprocessing": _text(preprocessing) if preprocessing else "none: the inputs are used as stored",
-        "splits": ", ".join(f"{number(size) or 0:,.0f} {split}" for split, size in (task.get("splits") or {}).items()),
+        "splits": ", ".join(
+            f"{number(size) or 0:,.0f} {split}" for split, size in (task.get("splits") or {}).items()
+        ),
         "pairs": _pairs({key: value for key, value in task.items() if key not in ("name", "preprocessing")}),
     }
 
@@ -282,7 +309,9 @@ def _run(document: Document) -> dict[str, Any]:
     command = manifest.get("command_line") or ""
     apart = ("command_line", "versions")
     return {
-        "command": shlex.join(str(word) for word in command) if isinstance(command, list | tuple) else str(command),
+        "command": shlex.join(str(word) for word in command)
+        if isinstance(command, list | tuple)
+        else str(command),
         "versions": _pairs(manifest.get("versions") or {"planaria": document.get("version")}),
         "pairs": _pairs({k: v for k, v in manifest.items() if k not in apart and not isinstance(v, Mapping)}),
     }
@@ -295,7 +324,9 @@ def _files(document: Document, folder: Path | None) -> list[dict[str, str]]:
             path = Path(str(place))
             beside = folder is not None and path.resolve().parent == folder
             # "./" keeps a name with a colon from reading as a scheme.
-            found.append({"kind": str(kind), "path": str(place), "link": f"./{quote(path.name)}" if beside else ""})
+            found.append(
+                {"kind": str(kind), "path": str(place), "link": f"./{quote(path.name)}" if beside else ""}
+            )
     return found
 
 

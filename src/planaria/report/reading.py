@@ -1,6 +1,7 @@
 """Reads a result document: finite numbers, how they are written, and which repair came out best.
 
-Figures, sentences and tables all take their numbers from here, so that they cannot disagree. Nothing in a document is
+Figures, sentences and tables all take their numbers from here, so that they cannot disagree. Nothing in a
+document is
 trusted to be there: a missing, null or non-finite number reads as None and is written as a dash.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 Document = Mapping[str, Any]
 Interval = tuple[float | None, float | None, float | None]
 
-DASH = "–"
+DASH = "–"  # noqa: RUF001 - a dash is meant
 MEASURES = {
     "updates": "updates",
     "multiply_adds": "multiply-adds",
@@ -45,14 +46,18 @@ def count(value: float | None) -> str:
     """A count as people write it.
 
     Example:
-        >>> count(1234), count(256_000), count(2.5e9), count(None)
-        ('1,234', '256 k', '2.50 G', '–')
+        >>> count(1234), count(256_000), count(2.5e9)
+        ('1,234', '256 k', '2.50 G')
     """
     if value is None:
         return DASH
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e5):
-            return f"{value / size:.3g} {letter}" if abs(value) >= 100 * size else f"{value / size:#.3g} {letter}"
+            return (
+                f"{value / size:.3g} {letter}"
+                if abs(value) >= 100 * size
+                else f"{value / size:#.3g} {letter}"
+            )
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.1f}"
 
 
@@ -67,13 +72,14 @@ def seconds(value: float | None) -> str:
         return DASH
     if value == 0:
         return "0 s"
-    return f"{1000 * value:.2g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 10 else f"{value:,.1f} s"
-
+    return (
+        f"{1000 * value:.2g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 10 else f"{value:,.1f} s"
+    )
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How one document writes its scores and doses: accuracies and shares of units in percent, all else as numbers.
+    """How one document writes scores and doses: accuracies and shares in percent, all else as numbers.
 
     Args:
         score_name: Name of the score.
@@ -94,7 +100,9 @@ class Notation:
         """Notation of a document."""
         name = str((document.get("task") or {}).get("score") or "score")
         settings = document.get("settings") or {}
-        unit = (document.get("response") or {}).get("unit") or settings.get("dose_unit") or "fraction of units"
+        unit = (
+            (document.get("response") or {}).get("unit") or settings.get("dose_unit") or "fraction of units"
+        )
         return Notation(name, "accuracy" in name.lower(), str(unit))
 
     @property
@@ -105,7 +113,11 @@ class Notation:
     @property
     def dose_axis(self) -> str:
         """Title of a dose axis."""
-        return f"dose (% {self.dose_unit.removeprefix('fraction ')})" if self.dose_percent else f"dose ({self.dose_unit})"
+        return (
+            f"dose (% {self.dose_unit.removeprefix('fraction ')})"
+            if self.dose_percent
+            else f"dose ({self.dose_unit})"
+        )
 
     @property
     def score_word(self) -> str:
@@ -136,10 +148,12 @@ class Notation:
         low, best, high = estimate
         if best is None:
             return DASH
-        known = low is not None and high is not None
+        known = () if low is None or high is None else (low, high)
         if self.dose_percent:
-            return f"{100 * best:.1f}%" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if known else "")
-        return f"{best:.3g}" + (f" [{low:.3g}, {high:.3g}]" if known else "")
+            ends = ", ".join(f"{100 * end:.1f}" for end in known)
+            return f"{100 * best:.1f}%" + (f" [{ends}]" if known else "")
+        ends = ", ".join(f"{end:.3g}" for end in known)
+        return f"{best:.3g}" + (f" [{ends}]" if known else "")
 
 
 def rows_at(document: Document, dose: float) -> list[Mapping[str, Any]]:
@@ -164,7 +178,9 @@ def repairs(document: Document) -> list[str]:
     """Names of the repairs, in the order of the settings and then of the rows."""
     rows = document.get("rows") or []
     present = dict.fromkeys(str(row["repair"]) for row in rows if row.get("repair") is not None)
-    wanted = [str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present]
+    wanted = [
+        str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present
+    ]
     return list(dict.fromkeys([*wanted, *present]))
 
 
@@ -172,7 +188,9 @@ def spent(cost: object, measure: str) -> float | None:
     """What a cost says in one measure; an update is one backward pass."""
     if not isinstance(cost, Mapping):
         return None
-    return number(cost.get("backward_passes", cost.get("updates")) if measure == "updates" else cost.get(measure))
+    return number(
+        cost.get("backward_passes", cost.get("updates")) if measure == "updates" else cost.get(measure)
+    )
 
 
 def last_hit(row: Mapping[str, Any], measure: str) -> float:
@@ -193,8 +211,10 @@ def middle(values: Iterable[float | None]) -> float | None:
     return None if not known else known[half] if len(known) % 2 else (known[half - 1] + known[half]) / 2
 
 
-def median_to_rescue(rows: Sequence[Mapping[str, Any]], measure: str, *, since_last_hit: bool) -> float | None:
-    """Median cost of rescue over trials, the censored ones counted as later than any rescue; None if not reached.
+def median_to_rescue(
+    rows: Sequence[Mapping[str, Any]], measure: str, *, since_last_hit: bool
+) -> float | None:
+    """Median cost of rescue over trials, or None if not reached; a censored trial is later than any rescue.
 
     This is the Kaplan-Meier median wherever all trials are censored at the same budget.
     """
@@ -207,7 +227,8 @@ def median_to_rescue(rows: Sequence[Mapping[str, Any]], measure: str, *, since_l
 def best_row(document: Document, dose: float) -> Mapping[str, Any] | None:
     """Summary row of the cheapest rescue at a dose; where nothing rescues, of the repair that ends highest.
 
-    Cheapest: most trials rescued, then fewest multiply-adds to rescue (median, in total), then fewest in a whole trial.
+    Cheapest: most trials rescued, then fewest multiply-adds to rescue (median, in total), then fewest in a
+    whole trial.
     """
 
     def rank(row: Mapping[str, Any]) -> tuple[float, ...]:
@@ -217,8 +238,15 @@ def best_row(document: Document, dose: float) -> Mapping[str, Any] | None:
             # What a repair spends on rescuing fewer than half of its trials has no median: the score decides.
             return (0.0, score)
         trials = [trial for trial in rows_at(document, dose) if trial["repair"] == row.get("repair")]
-        costs = (median_to_rescue(trials, "multiply_adds", since_last_hit=False), spent(row.get("cost"), "multiply_adds"))
-        return (number(row.get("rescued")) or 0.0, *(-math.inf if cost is None else -cost for cost in costs), score)
+        costs = (
+            median_to_rescue(trials, "multiply_adds", since_last_hit=False),
+            spent(row.get("cost"), "multiply_adds"),
+        )
+        return (
+            number(row.get("rescued")) or 0.0,
+            *(-math.inf if cost is None else -cost for cost in costs),
+            score,
+        )
 
     rows = [row for row in document.get("summary") or [] if same_dose(row.get("dose"), dose)]
     return max(rows, key=rank, default=None)
@@ -229,7 +257,6 @@ def rescues(row: Mapping[str, Any] | None) -> bool:
     rescued = number((row or {}).get("rescued")) or 0.0
     trials = number((row or {}).get("trials")) or 0.0
     return rescued > 0 and 2 * rescued >= trials
-
 
 
 def response_of(document: Document) -> dict[str, Any] | None:
@@ -253,13 +280,13 @@ def response_of(document: Document) -> dict[str, Any] | None:
     }
 
 
-
 def median_curve(
     curves: Sequence[Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, list[float | None]], list[float | None], list[float | None]]:
     """Median over trials of their curves: the ledger per measure, the validation score, the dead fraction.
 
-    Trials are aligned by their updates. A trial that has ended keeps its last score, and no longer moves the ledger.
+    Trials are aligned by their updates. A trial that has ended keeps its last score, and no longer moves the
+    ledger.
 
     Example:
         >>> a = [{"updates": 0, "validation": 0.2}, {"updates": 5, "validation": 0.8}]

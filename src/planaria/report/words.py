@@ -53,12 +53,16 @@ def budget(document: Document) -> str:
 
 
 def margin(document: Document) -> str:
-    """How far below the undamaged network's validation score a rescued one may be, and for how long it must hold."""
+    """How far below the undamaged network a rescued one may be, and for how long it must hold."""
     say, settings = Notation.of(document), document.get("settings") or {}
     tolerance, times = number(settings.get("tolerance")), number(settings.get("consecutive"))
     if tolerance is None:
         return "within the tolerance of the undamaged network's"
-    points = f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}" if say.percent else f"{tolerance:.3g}"
+    points = (
+        f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}"
+        if say.percent
+        else f"{tolerance:.3g}"
+    )
     row = f" for {count(times)} evaluations in a row" if times and times > 1 else ""
     return f"within {points} of the undamaged network's{row}"
 
@@ -84,7 +88,11 @@ def headline(document: Document) -> str:
     elif not lost:
         where = f"every tested dose up to {say.dose(won[-1])}"
     else:
-        where = f"dose {listing([say.dose(dose) for dose in won])}" if len(won) < 4 else f"{len(won)} of {len(best)} doses"
+        where = (
+            f"dose {listing([say.dose(dose) for dose in won])}"
+            if len(won) < 4
+            else f"{len(won)} of {len(best)} doses"
+        )
     names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
     by = f"cheapest by {listing(names[:3])}" if len(repairs(document)) > 1 else f"by {names[0]}"
     failed = listing([say.dose(dose) for dose in lost]) if len(lost) < 4 else f"{len(lost)} doses"
@@ -104,13 +112,24 @@ def curve_sentence(document: Document) -> str:
     if intact is not None and chance is not None and last is not None and last > (intact + chance) / 2:
         return f"More than half of the {say.score_word} above chance survives a dose of {say.dose(axis[-1])}"
     first = mean[0] if intact is None else intact
-    return f"Damage takes the {say.score_word} from {say.score(first)} to {say.score(last)} at dose {say.dose(axis[-1])}"
+    fall = f"from {say.score(first)} to {say.score(last)}"
+    return f"Damage takes the {say.score_word} {fall} at dose {say.dose(axis[-1])}"
+
+
+def critical_words(document: Document) -> str:
+    """The fitted change point of the curve and whether it is one; empty where nothing was fitted."""
+    response, say = response_of(document) or {}, Notation.of(document)
+    critical, found = interval(response.get("critical_dose")), str(response.get("critical_verdict") or "")
+    place = f"critical dose {say.dose_estimate(critical)}" if critical[1] is not None else "critical dose"
+    return f"{place}: {found.rstrip('.')}" if found else place if critical[1] is not None else ""
 
 
 def rescue_title(document: Document, dose: float) -> str:
     """Which repairs rescue at a dose and after how many updates, the best one first."""
     say = Notation.of(document)
-    groups = {name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)}
+    groups = {
+        name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)
+    }
     after = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
     first = (best_row(document, dose) or {}).get("repair")
     reached = {name: value for name, value in after.items() if value is not None}
@@ -120,18 +139,31 @@ def rescue_title(document: Document, dose: float) -> str:
         return f"Dose {say.dose(dose)}: no repair rescues {seeds} within {budget(document)}"
     at_once = [name for name in order if not reached[name]]
     later = [name for name in order if reached[name]]
-    parts = [f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update"] if at_once else []
+    parts = (
+        [f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update"]
+        if at_once
+        else []
+    )
     for name in later[: 3 - len(parts)]:
-        parts.append(f"{name} after {count(reached[name])}" if parts else f"{name} rescues after {updates(reached[name])}")
+        parts.append(
+            f"{name} after {count(reached[name])}"
+            if parts
+            else f"{name} rescues after {updates(reached[name])}"
+        )
     return f"Dose {say.dose(dose)}: " + ", ".join(parts)
 
 
 def countings(document: Document) -> str:
-    """How the verdict on an iterative schedule depends on what is counted; empty where there is none to tell."""
+    """How the verdict on an iterative schedule depends on what is counted; empty where there is none."""
     say = Notation.of(document)
     for dose in reversed(doses(document)):
-        groups = {name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)}
-        total = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
+        groups = {
+            name: [row for row in rows_at(document, dose) if row["repair"] == name]
+            for name in repairs(document)
+        }
+        total = {
+            name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()
+        }
         hit = {name: middle(last_hit(row, "updates") for row in rows) or 0.0 for name, rows in groups.items()}
         iterative = next((name for name in groups if hit[name] > 0 and total[name] is not None), None)
         if iterative is None:
@@ -157,13 +189,14 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
     curve, repair, told = [], [], []
     if response is not None:
         curve.append(f"{curve_sentence(document)}.")
-        loss, critical = interval(response.get("dose_of_10_point_loss")), interval(response.get("critical_dose"))
+        loss = interval(response.get("dose_of_10_point_loss"))
         if loss[1] is not None:
-            curve.append(f"The first {'10 points are' if say.percent else '0.10 is'} lost at {say.dose_estimate(loss)}.")
-        words = [say.dose_estimate(critical)] if critical[1] is not None else []
-        words += [str(response["critical_verdict"])] if response.get("critical_verdict") else []
-        if words:
-            curve.append(f"Critical dose: {'; '.join(words).rstrip('.')}.")
+            curve.append(
+                f"The first {'10 points are' if say.percent else '0.10 is'} lost at "
+                f"{say.dose_estimate(loss)}."
+            )
+        if critical_words(document):
+            curve.append(f"{critical_words(document).capitalize()}.")
     for dose in evenly(axis, 6):
         best = best_row(document, dose)
         if best is not None:
@@ -171,14 +204,16 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
             spread = f"{say.score(after[1])} {say.spread(after)}".rstrip()
             rescued = f"{count(number(best.get('rescued')))} of {count(number(best.get('trials')))} rescued"
             repair.append(
-                f"Dose {say.dose(dose)}: {say.score(damaged[1])} damaged, {spread} after {best.get('repair')}; {rescued}."
+                f"Dose {say.dose(dose)}: {say.score(damaged[1])} damaged, {spread} after "
+                f"{best.get('repair')}; {rescued}."
             )
     if axis:
         told = [f"{sentence}." for sentence in (headline(document), countings(document)) if sentence]
         trials = [row for dose in axis for row in rows_at(document, dose)]
         lost = sum(row.get("rescue_cost") is None for row in trials)
         told.append(
-            f"{lost} of {len(trials)} trials were not rescued within {budget(document)} and count as censored."
+            f"{lost} of {len(trials)} trials were not rescued within {budget(document)} and count as "
+            "censored."
             if lost
             else f"All {len(trials)} trials were rescued within {budget(document)}."
         )
@@ -190,42 +225,61 @@ def terms(document: Document) -> list[tuple[str, str]]:
     """Every word of the report that has a defined meaning, with this result's own numbers in it."""
     say = Notation.of(document)
     found = [
-        ("Unit", "The smallest thing that fails: a neuron, a feature map (channel), an attention head, a branch."),
+        (
+            "Unit",
+            "The smallest thing that fails: a neuron, a feature map (channel), an attention head, a branch.",
+        ),
         ("Dose", f"Amount of damage, in {say.dose_unit}."),
         ("Chance", f"The {say.score_word} of guessing."),
         ("Half-dose", f"Dose at which half of the {say.score_word} above chance is lost."),
         (
             "Critical dose",
-            "A fitted change point of the curve, with a bootstrap interval and a test against a smooth decline; never "
+            "A fitted change point of the curve, with a bootstrap interval and a test against a smooth "
+            "decline; never "
             "asserted by eye.",
         ),
         (
             "Interval",
-            "95% confidence interval over the independent trials, in brackets. A single trial has none, and none is shown.",
+            "95% confidence interval over the independent trials, in brackets. A single trial has none, and "
+            "none is shown.",
         ),
     ]
     repair = [
-        ("Before, damaged, after", "The test score intact, after the last hit without repair, and after repair."),
+        (
+            "Before, damaged, after",
+            "The test score intact, with the whole lesion and no repair, and at the end of the repair.",
+        ),
         (
             "Rescued",
-            f"The validation score comes {margin(document)}, before {budget(document)} are spent. The test split plays no "
+            f"The validation score comes {margin(document)}, before {budget(document)} are spent. The test "
+            "split plays no "
             "part in this decision.",
         ),
         (
             "Censored",
-            "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier medians, in which it "
+            "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier "
+            "medians, in which it "
             'counts as later than its end. "Not reached": fewer than half of the trials were rescued.',
         ),
-        ("In total", "Everything a repair spends, counted from the undamaged network, repairs between hits included."),
+        (
+            "In total",
+            "Everything a repair spends, counted from the undamaged network, repairs between hits included.",
+        ),
         (
             "Since the last hit",
-            "The same, counted only after the last damage. It flatters iterative schedules, which have already trained "
+            "The same, counted only after the last damage. It flatters iterative schedules, which have "
+            "already trained "
             "between the hits; both countings are shown for that reason.",
         ),
-        ("Update", "One optimiser step on one batch. A closed-form refit needs none; its work is in the multiply-adds."),
+        (
+            "Update",
+            "One optimiser step on one batch. A closed-form refit needs none; its work is in the "
+            "multiply-adds.",
+        ),
         (
             "Multiply-adds",
-            "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward pass counts as "
+            "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward "
+            "pass counts as "
             "two forward passes.",
         ),
     ]

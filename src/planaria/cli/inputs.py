@@ -1,0 +1,296 @@
+"""What every command begins with: a task, a network, and the facts about both."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from planaria.core.anatomy import Anatomy
+from planaria.core.errors import EnvironmentProblem, InputError
+from planaria.core.network import Network
+from planaria.core.tap import tap
+from planaria.damage.damage import Damage, RandomUnits, RankedUnits, Silence, parse_damage
+from planaria.damage.sites import rank
+from planaria.measure.datasets import task as load_task
+from planaria.measure.models import build, check_fit
+from planaria.measure.statistics import Estimate, mean_interval, wilson
+from planaria.measure.task import Task
+from planaria.measure.weights import load_weights
+from planaria.study.rescue import Baseline
+from planaria.study.train import Recipe, train
+
+NEAR_CHANCE = 0.1
+"""A network that has less than this share of the way from chance to a perfect score is called near chance."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Options that say what is studied.
+
+    Attributes:
+        model: Named network or factory.
+        weights: File of trained weights; None to train on the spot.
+        task: Task text.
+        data_dir: Folder with data sets.
+        device: Torch device.
+        threads: Torch threads.
+        seed: First seed.
+        train_epochs: Passes over the training split, where weights are trained on the spot; None: suited.
+        taps: Modules to tap.
+        quick: Short form.
+    """
+
+    model: str
+    weights: Path | None
+    task: str
+    data_dir: str | None
+    device: str
+    threads: int
+    seed: int
+    train_epochs: int | None
+    taps: tuple[str, ...]
+    quick: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A subject that has been loaded and checked; nothing has been trained or written yet.
+
+    Attributes:
+        subject: The options.
+        task: The task, on the device.
+        model: Module with the user's weights, or with initial ones.
+        recipe: How the weights will be trained; None if they were given.
+        weights_sha256: Of the weights file, None if there is none.
+        warnings: For the user.
+    """
+
+    subject: Subject
+    task: Task
+    model: nn.Module
+    recipe: Recipe | None
+    weights_sha256: str | None
+    warnings: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about the subject that decides the results, as plain values."""
+        record = self.task.record()
+        return {
+            "model": self.subject.model,
+            "weights_sha256": self.weights_sha256,
+            "training": None if self.recipe is None else repr(self.recipe),
+            "task": {key: record[key] for key in ("name", "sha256", "preprocessing", "splits") if key in record},
+            "seed": self.subject.seed,
+            "taps": list(self.subject.taps),
+            "device": self.subject.device,
+            "threads": self.subject.threads,
+        }
+
+
+def prepare(subject: Subject) -> Prepared:
+    """Load the task and the model and check that they fit each other.
+
+    Raises:
+        PlanariaError: With what is wrong; nothing has been written.
+    """
+    device = _device(subject.device)
+    if subject.threads < 1:
+        raise InputError("--threads", "a number of at least 1", subject.threads)
+    torch.set_num_threads(subject.threads)
+    task = load_task(subject.task, data_dir=subject.data_dir)
+    shape = tuple(task.train.inputs.shape[1:])
+    model = build(subject.model, shape, task.output_size, subject.seed)
+    digest = None
+    if subject.weights is not None:
+        load_weights(model, subject.weights)
+        digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest()
+    check_fit(model, task)
+    recipe = None
+    if subject.weights is None:
+        recipe = Recipe.suited(task, model, subject.quick)
+        if subject.train_epochs is not None:
+            if subject.train_epochs < 1:
+                raise InputError("--train-epochs", "a number of at least 1", subject.train_epochs)
+            recipe = Recipe(subject.train_epochs, recipe.rate, recipe.batch)
+    return Prepared(subject, task.to(device) if device.type != "cpu" else task, model.to(device), recipe, digest)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentProblem(
+            "--device", "a device of this machine", repr(name), "Use cpu, or cuda where a GPU is installed."
+        ) from error
+    return device
+
+
+def network(prepared: Prepared, say: Callable[[str], None]) -> tuple[Network, dict[str, Any] | None]:
+    """The network: with the given weights, or trained now; layers without units of their own are tapped.
+
+    Args:
+        prepared: Loaded subject.
+        say: Told what takes time.
+
+    Returns:
+        The network, and how it was trained (None if it was given).
+    """
+    record = None
+    if prepared.recipe is None:
+        net = Network.of(prepared.model, prepared.task.train.inputs)
+    else:
+        say(f"training {prepared.subject.model} on {prepared.task.name}: {prepared.recipe}")
+        net, record = train(prepared.model, prepared.task, prepared.recipe, seed=prepared.subject.seed)
+    return tapped(net, prepared.subject.taps), record
+
+
+def tapped(net: Network, layers: tuple[str, ...] = ()) -> Network:
+    """The network with the named layers tapped, and those whose units no rule can find."""
+    wanted = list(layers) + [layer for layer in Anatomy.of(net).tappable(net) if layer not in layers]
+    return tap(net, wanted) if wanted else net
+
+
+def units(net: Network) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Groups of units, and layers without, as plain values."""
+    anatomy = Anatomy.of(net)
+    groups = [
+        {
+            "layer": group.layer,
+            "kind": group.kind,
+            "count": group.count,
+            "method": group.method,
+            "exact": True,
+            "reason": _reason(group.method, group.exact_by),
+        }
+        for group in anatomy.groups
+    ]
+    return groups, [{"layer": layer, "reason": reason} for layer, reason in anatomy.unreached.items()]
+
+
+def _reason(method: str, exact_by: str) -> str:
+    if method == "tap":
+        return "gain and offset at the module's output"
+    return {
+        "both": "zero outgoing, or zero incoming weights",
+        "outgoing": "zero outgoing weights",
+        "incoming": "zero incoming weights and shift",
+    }[exact_by]
+
+
+def describe(net: Network, prepared: Prepared, trained: dict[str, Any] | None) -> dict[str, Any]:
+    """The network as plain values, for the result."""
+    groups, unreached = units(net)
+    subject = prepared.subject
+    return {
+        "name": subject.model,
+        "source": "trained on the spot" if subject.weights is None else str(subject.weights),
+        "sha256": net.sha256,
+        "parameters": net.parameters,
+        "units": groups,
+        "unreached": unreached,
+        "trained": trained,
+    }
+
+
+def intact(net: Network, prepared: Prepared, expect: float | None) -> tuple[Baseline, dict[str, Any], list[str]]:
+    """Score of the undamaged network, compared with what the user expects and with chance.
+
+    Raises:
+        InputError: If the expected score is missed by more than a point.
+    """
+    task = prepared.task
+    baseline = Baseline.of(net, task)
+    if not math.isfinite(baseline.test):
+        raise InputError("the intact network", "finite outputs", "NaN or infinite outputs on the test split")
+    per_example = task.scorer.per_example
+    interval = Estimate(float("nan"), baseline.test, float("nan"))
+    if per_example is not None:
+        values = per_example(task.outputs(net, task.test), task.test.targets).double()
+        binary = bool(((values == 0) | (values == 1)).all())
+        interval = wilson(int(values.sum()), len(values)) if binary else mean_interval(values.cpu().numpy())
+    if expect is not None and abs(baseline.test - expect) > 0.01:
+        raise InputError(
+            "--expect-score",
+            f"an intact score within 0.01 of {expect:g}",
+            f"{baseline.test:.4f}",
+            f"Check the preprocessing of the task: {task.preprocessing or 'none'}.",
+        )
+    warnings = []
+    best = 1.0
+    if baseline.test < task.chance + NEAR_CHANCE * (best - task.chance):
+        warnings.append(
+            f"The intact network scores {baseline.test:.3f}, near chance ({task.chance:.3f}): check weights and "
+            f"preprocessing ({task.preprocessing or 'none'}) before believing anything below."
+        )
+    facts = {
+        "test": baseline.test,
+        "validation": baseline.validation,
+        "interval": [interval.to_dict()["low"], interval.to_dict()["high"]],
+    }
+    return baseline, facts, warnings
+
+
+def chosen_damage(
+    net: Network,
+    text: str | None,
+    *,
+    per_layer: bool,
+    order: str,
+    kinds: tuple[str, ...] | None,
+    layers: tuple[str, ...] | None,
+) -> Damage:
+    """Damage from the options; by default units die at random, the same fraction in every layer.
+
+    Raises:
+        PlanariaError: If the network has no such units or the text is no damage.
+    """
+    if text is not None:
+        damage = parse_damage(text)
+    elif order == "random":
+        Anatomy.of(net).select(kinds, layers)
+        damage = Damage(Silence(), RandomUnits(per_layer=per_layer, kinds=kinds, layers=layers))
+    elif order in {"largest", "smallest"}:
+        ranking = rank(net, kinds, layers)
+        ranking = ranking if order == "largest" else ranking[::-1]
+        damage = Damage(Silence(), RankedUnits(ranking, per_layer=per_layer))
+    else:
+        raise InputError("--order", "random, largest or smallest", repr(order))
+    return damage
+
+
+def numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Comma-separated numbers; START:STOP:COUNT stands for evenly spaced ones.
+
+    Raises:
+        InputError: If one of them is no number, or there is none.
+    """
+    if text.count(":") == 2:
+        try:
+            start, stop, count = text.split(":")
+            low, high, n = float(start), float(stop), int(count)
+            if n < 1:
+                raise ValueError
+        except ValueError:
+            raise InputError(option, "START:STOP:COUNT", repr(text)) from None
+        return [kind(low + (high - low) * i / max(1, n - 1)) for i in range(n)]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        values = [kind(part) for part in parts]
+    except ValueError:
+        raise InputError(option, "numbers separated by commas", repr(text), "For example 0.3,0.5,0.7.") from None
+    if not values:
+        raise InputError(option, "at least one number", repr(text))
+    return values
+
+
+def words(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated words; None stays None."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
