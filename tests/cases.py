@@ -203,7 +203,7 @@ class Tokens(nn.Module):
 
 
 class Choosing(nn.Module):
-    """The data decide which of two layers is used."""
+    """The data decide which of two layers is used, and a number read off the activation rescales it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,8 +212,9 @@ class Choosing(nn.Module):
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        branch = self.positive if float(x.mean()) > -2.0 else self.negative
         x = torch.relu(self.first(x))
-        branch = self.positive if float(x.sum()) > -1.0 else self.negative
+        x = x / (1.0 + float(x.sum()))
         return self.head(torch.relu(branch(x)))
 
 
@@ -343,7 +344,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, norms):
+            if isinstance(part, norms) and part.weight is not None:
                 part.weight.copy_(torch.rand(part.weight.shape, generator=rng) + 0.5)
                 part.bias.copy_(torch.randn(part.bias.shape, generator=rng) * 0.5)
                 for name, buffer in part.named_buffers():
@@ -363,13 +364,35 @@ def _mlp(activation: Callable[[], nn.Module], bias: bool = True) -> Callable[[],
     )
 
 
-def _both(*pairs: tuple[str, int], kind: str = "neuron") -> dict[str, tuple[int, str, str]]:
+Units = dict[str, tuple[int, str, str]]
+
+
+def _both(*pairs: tuple[str, int], kind: str = "neuron") -> Units:
     return {layer: (count, kind, "both") for layer, count in pairs}
 
 
-def _outgoing(*pairs: tuple[str, int], kind: str = "neuron") -> dict[str, tuple[int, str, str]]:
+def _outgoing(*pairs: tuple[str, int], kind: str = "neuron") -> Units:
     return {layer: (count, kind, "outgoing") for layer, count in pairs}
 
+
+def _incoming(*pairs: tuple[str, int], kind: str = "neuron") -> Units:
+    return {layer: (count, kind, "incoming") for layer, count in pairs}
+
+
+def _branches(*pairs: tuple[str, int]) -> Units:
+    return _incoming(*pairs, kind="branch")
+
+
+_ENCODER: Units = {"embed": (8, "branch", "incoming")} | {
+    f"encoder.layers.{i}.{layer}": entry
+    for i in (0, 1)
+    for layer, entry in (
+        ("self_attn", (2, "head", "outgoing")),
+        ("self_attn.out_proj", (8, "branch", "incoming")),
+        ("linear1", (6, "neuron", "both")),
+        ("linear2", (8, "branch", "incoming")),
+    )
+}
 
 _ROWS = (
     NetworkCase("mlp-relu", 1, _mlp(nn.ReLU), (6,), _both(("0", 7), ("2", 5)), ("4",)),
@@ -392,7 +415,7 @@ _ROWS = (
             nn.Linear(4, 3),
         ),
         (6,),
-        {**_both(("0", 7), ("3", 5)), "6": (4, "neuron", "outgoing")},
+        _both(("0", 7), ("3", 5), ("6", 4)),
         ("9",),
     ),
     NetworkCase(
@@ -439,11 +462,8 @@ _ROWS = (
         Residual,
         (2, 6, 6),
         {
-            "stem": (4, "branch", "incoming"),
             "conv1": (4, "channel", "both"),
-            "conv2": (4, "branch", "incoming"),
-            "conv3": (6, "branch", "incoming"),
-            "down": (6, "branch", "incoming"),
+            **_branches(("stem", 4), ("conv2", 4), ("conv3", 6), ("down", 6)),
         },
         ("fc",),
     ),
@@ -487,27 +507,41 @@ _ROWS = (
         11,
         lambda: Encoder(pre=False),
         (4, 5),
-        {
-            f"encoder.layers.{i}.{layer}": entry
-            for i in (0, 1)
-            for layer, entry in (("self_attn", (2, "head", "outgoing")), ("linear1", (6, "neuron", "both")))
-        },
-        ("head",),
+        _ENCODER,
+        ("encoder.layers.0.self_attn.in_proj_weight", "encoder.layers.1.self_attn.in_proj_weight", "head"),
     ),
     NetworkCase(
         "transformer-pre-norm",
         12,
         lambda: Encoder(pre=True),
         (4, 5),
-        {
-            f"encoder.layers.{i}.{layer}": entry
-            for i in (0, 1)
-            for layer, entry in (("self_attn", (2, "head", "outgoing")), ("linear1", (6, "neuron", "both")))
-        },
-        ("head",),
+        _ENCODER,
+        ("encoder.layers.0.self_attn.in_proj_weight", "encoder.layers.1.self_attn.in_proj_weight", "head"),
     ),
-    NetworkCase("attention-stacked", 13, StackedHeads, (4, 5), {}, ("head",)),
-    NetworkCase("attention-separate", 14, SeparateProjections, (4, 6), {}, ("head",)),
+    NetworkCase(
+        "attention-stacked",
+        13,
+        StackedHeads,
+        (4, 5),
+        {
+            "attention": (2, "head", "outgoing"),
+            "W_in": (6, "neuron", "both"),
+            **_branches(("embed", 8), ("W_O", 8), ("W_out", 8)),
+        },
+        ("W_Q", "W_K", "W_V", "head"),
+    ),
+    NetworkCase(
+        "attention-separate",
+        14,
+        SeparateProjections,
+        (4, 6),
+        {
+            "attention": (3, "head", "outgoing"),
+            "up": (5, "neuron", "both"),
+            **_branches(("o", 6), ("down", 6)),
+        },
+        ("q", "k", "v", "head"),
+    ),
     NetworkCase(
         "lstm-tapped",
         15,
@@ -523,13 +557,24 @@ _ROWS = (
         lambda: Recurrent(nn.GRU),
         (4, 4),
         {"rnn": (5, "tap", "incoming"), "fc1": (4, "neuron", "both")},
-        ("fc2",),
+        ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "fc2"),
         taps=("rnn",),
     ),
-    NetworkCase("called-twice", 17, CalledTwice, (6,), {}, ("head",)),
-    NetworkCase("two-views", 18, TwoViews, (6,), {}, ("left", "right")),
-    NetworkCase("tied", 19, Tied, (6,), {}, ("head",)),
-    NetworkCase("tokens-tied", 20, Tokens, (4,), {}, (), tokens=7, classes=7),
+    NetworkCase("called-twice", 17, CalledTwice, (6,), _incoming(("first", 5), ("shared", 5)), ("head",)),
+    NetworkCase(
+        "two-views", 18, TwoViews, (6,), {**_both(("shared", 5)), **_branches(("left", 3), ("right", 3))}
+    ),
+    NetworkCase("tied", 19, Tied, (6,), _incoming(("middle", 6)), ("encode", "head")),
+    NetworkCase(
+        "tokens-tied",
+        20,
+        Tokens,
+        (4,),
+        {**_both(("fc1", 5)), **_incoming(("fc2", 6))},
+        ("embed",),
+        tokens=7,
+        classes=7,
+    ),
     NetworkCase(
         "dropout",
         21,
@@ -540,10 +585,24 @@ _ROWS = (
         _both(("0", 7), ("3", 5)),
         ("5",),
     ),
-    NetworkCase("choosing", 22, Choosing, (6,), _both(("first", 5), ("positive", 4)), ("negative", "head")),
+    NetworkCase(
+        "choosing",
+        22,
+        Choosing,
+        (6,),
+        {**_incoming(("first", 5)), **_both(("positive", 4))},
+        ("negative", "head"),
+    ),
     NetworkCase("functional", 23, Functional, (6,), _both(("w1", 5)), ("w2",)),
-    NetworkCase("concatenating", 24, Concatenating, (2, 6, 6), {}, ("fc",)),
-    NetworkCase("gated", 25, Gated, (6,), {}, ("down",)),
+    NetworkCase(
+        "concatenating",
+        24,
+        Concatenating,
+        (2, 6, 6),
+        {**_incoming(("a", 3), ("b", 2), kind="channel"), **_both(("mix", 4), kind="channel")},
+        ("fc",),
+    ),
+    NetworkCase("gated", 25, Gated, (6,), _both(("gate", 5), ("up", 5)), ("down",)),
     NetworkCase("double", 26, _mlp(nn.ReLU), (6,), _both(("0", 7), ("2", 5)), ("4",), double=True),
     NetworkCase(
         "one-unit-per-layer",

@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from planaria.core.streams import stream as stream
     from planaria.core.tap import tap as tap
     from planaria.damage.damage import Damage as Damage
+    from planaria.damage.damage import parse_damage as parse_damage
     from planaria.damage.faults import Noise as Noise
     from planaria.damage.faults import Silence as Silence
     from planaria.damage.faults import StuckAt as StuckAt
     from planaria.damage.sites import Dose as Dose
-    from planaria.damage.sites import GivenUnits as GivenUnits
+    from planaria.damage.sites import Dose as Dose
     from planaria.damage.sites import RandomEntries as RandomEntries
     from planaria.damage.sites import RandomUnits as RandomUnits
     from planaria.damage.sites import RankedUnits as RankedUnits
+    from planaria.damage.sites import rank as rank
     from planaria.measure.datasets import task as task
     from planaria.measure.scores import Score as Score
     from planaria.measure.statistics import Estimate as Estimate
@@ -43,11 +45,14 @@ if TYPE_CHECKING:
     from planaria.measure.task import Task as Task
     from planaria.repair.refit import Refit as Refit
     from planaria.repair.refit import Sidecar as Sidecar
+    from planaria.repair.refit import Teacher as Teacher
     from planaria.repair.regrow import Regrow as Regrow
     from planaria.repair.retrain import SGD as SGD
     from planaria.repair.retrain import Adam as Adam
     from planaria.repair.retrain import AdamW as AdamW
     from planaria.repair.retrain import Retrain as Retrain
+    from planaria.study.rescue import Criterion as Criterion
+    from planaria.study.rescue import Schedule as Schedule
     from planaria.study.rescue import compare as compare
     from planaria.study.rescue import rescue as rescue
     from planaria.study.respond import respond as respond
@@ -84,7 +89,8 @@ _DOOR = {
     "Noise": "damage.faults",
     "RandomUnits": "damage.sites",
     "RankedUnits": "damage.sites",
-    "GivenUnits": "damage.sites",
+    "rank": "damage.sites",
+    "parse_damage": "damage.damage",
     "RandomEntries": "damage.sites",
     "Retrain": "repair.retrain",
     "SGD": "repair.retrain",
@@ -93,9 +99,12 @@ _DOOR = {
     "Regrow": "repair.regrow",
     "Refit": "repair.refit",
     "Sidecar": "repair.refit",
+    "Teacher": "repair.refit",
     "respond": "study.respond",
     "rescue": "study.rescue",
     "compare": "study.rescue",
+    "Schedule": "study.rescue",
+    "Criterion": "study.rescue",
 }
 
 # Public name -> module that it is.

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from planaria.core.errors import InputError
+from planaria.measure.data import Data, hold_out
 from planaria.measure.scores import R2, Score
-from planaria.measure.task import Data, Task, hold_out, mse
+from planaria.measure.task import Task, mse
 
 X = torch.arange(40.0).reshape(20, 2)
 Y = torch.arange(20) % 4

@@ -16,8 +16,9 @@ from planaria.core.anatomy import Anatomy
 from planaria.core.errors import EnvironmentProblem, InputError
 from planaria.core.network import Network
 from planaria.core.tap import tap
-from planaria.damage.damage import Damage, RandomUnits, RankedUnits, Silence, parse_damage
-from planaria.damage.sites import rank
+from planaria.damage.damage import Damage, parse_damage
+from planaria.damage.faults import Silence
+from planaria.damage.sites import RandomUnits, RankedUnits, rank
 from planaria.measure.datasets import task as load_task
 from planaria.measure.models import build, check_fit
 from planaria.measure.statistics import Estimate, mean_interval, wilson
@@ -280,7 +281,7 @@ def numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
                 raise ValueError
         except ValueError:
             raise InputError(option, "START:STOP:COUNT", repr(text)) from None
-        return [kind(low + (high - low) * i / max(1, n - 1)) for i in range(n)]
+        return [kind(str(low + (high - low) * i / max(1, n - 1))) for i in range(n)]
     parts = [part.strip() for part in text.split(",") if part.strip()]
     try:
         values = [kind(part) for part in parts]

@@ -305,14 +305,23 @@ class Anatomy:
         inputs = net.inputs if inputs is None else inputs
         if inputs is None:
             raise AnatomyError("Anatomy.verify", "example inputs", "none", "Pass inputs.")
-        fresh = Anatomy.of(net, inputs)
+        fresh = {group.layer: group for group in Anatomy.of(net, inputs).groups}
+        strange = {group.layer for group in self.groups} ^ fresh.keys()
+        if strange:
+            raise AnatomyError(
+                f"layer {sorted(strange)[0]!r}",
+                "the same layers with units on these inputs as on the example inputs",
+                "another way through the network",
+                "Give example inputs that take the usual way.",
+            )
         scale = float(_flat(net(inputs)).abs().max()) or 1.0
         checks = []
-        for group in fresh.groups:
+        for group in self.groups:
+            gates = fresh[group.layer].gates
             spaced = sorted({int(i) for i in torch.linspace(0, group.count - 1, per_layer).round()})
             worst = 0.0
             for units in [[index] for index in spaced] + [list(range(0, group.count, 2))]:
-                difference = _disagreement(net, inputs, fresh, group, units)
+                difference = self._disagreement(net, inputs, group, gates, units)
                 if not difference <= tolerance * scale:
                     raise AnatomyError(
                         f"layer {group.layer!r}",
@@ -323,6 +332,22 @@ class Anatomy:
                 worst = max(worst, difference)
             checks.append(Check(group.layer, len(spaced), worst))
         return tuple(checks)
+
+
+    def _disagreement(
+        self,
+        net: Network,
+        inputs: Tensor,
+        group: Group,
+        gates: Iterable[tuple[str, Tensor]],
+        units: Sequence[int],
+    ) -> float:
+        silenced = silence(net, self.entries(Unit(group.layer, index) for index in units).all)
+        picked = torch.zeros(group.count + 1, dtype=torch.bool)
+        picked[list(units)] = True
+        closed = {tag: ~picked.to(labels.device)[labels] for tag, labels in gates}
+        gated = run(net, inputs, _Gate(closed))
+        return float((_flat(silenced(inputs)) - _flat(gated)).abs().max())
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
@@ -389,17 +414,6 @@ class _Gate(TorchDispatchMode):
         first = result[0] if isinstance(result, (tuple, list)) else result
         first.mul_(gate)  # in place: whoever holds the tensor sees the gated activation
         return result
-
-
-def _disagreement(
-    net: Network, inputs: Tensor, anatomy: Anatomy, group: Group, units: Sequence[int]
-) -> float:
-    silenced = silence(net, anatomy.entries(Unit(group.layer, index) for index in units).all)
-    picked = torch.zeros(group.count + 1, dtype=torch.bool)
-    picked[list(units)] = True
-    gates = {tag: ~picked.to(labels.device)[labels] for tag, labels in group.gates}
-    gated = run(net, inputs, _Gate(gates))
-    return float((_flat(silenced(inputs)) - _flat(gated)).abs().max())
 
 
 def _flat(outputs: Any) -> Tensor:

@@ -40,6 +40,8 @@ _NORM = {  # name -> whether statistics run over each unit alone
     "native_layer_norm": False,
     "native_group_norm": False,
 }
+NORMALISATIONS = frozenset(_NORM)
+"""Operations that normalise."""
 _PRODUCT = {
     "addmm": (1, 2, 0),
     "mm": (0, 1, None),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planaria.core.graph import Call, Graph, Product, Value
+from planaria.core.graph import NORMALISATIONS, Call, Graph, Product, Value
 from planaria.core.network import Network
 from planaria.core.tap import GAIN, OFFSET
 
@@ -73,7 +73,7 @@ def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
     for finding in made.values():
         if any(end.what == "attention" for end in finding.ends):
             for head in heads:
-                _join(head, finding)
+                _join(graph, head, finding)
     found: dict[str, Finding] = {}
     for head in heads:
         _close(graph, head)
@@ -214,7 +214,7 @@ def _normalise(finding: Finding, call: Call, out: Value, labels: Tensor) -> tupl
         scale, shift = call.args[2], call.args[3]
         spread = labels
     else:
-        scale, shift = (call.args[5], call.args[6]) if call.name == "native_group_norm" else call.args[1:3]
+        scale, shift = call.args[1:3]
         spread = labels[0].flatten(1) if labels.ndim > 2 else labels
         if labels.ndim > 2:
             if not bool((spread == spread[:, :1]).all()):
@@ -272,17 +272,15 @@ def _onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, T
             if bool((flat == flat[..., :1]).all()):
                 shape = outputs[0].tensor.shape
                 yield outputs[0], flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
-        elif call.name in {"mean", "sum", "amax"} and call.args[1]:
+        elif call.name in {"mean", "sum", "amax"} and len(call.args) > 1 and call.args[1]:
             kept, dims = call.args[2] if len(call.args) > 2 else False, call.args[1]
             low, high = labels.amin(dims, kept), labels.amax(dims, kept)
             if bool((low == high).all()):
                 yield outputs[0], high
     elif call.name == "bmm" and call.product is None:
-        left = call.args[0] is value
-        line = labels if left else labels.transpose(1, 2)  # contracted axis last
-        if bool((line == line[..., :1]).all()):
-            one = line[..., :1] if left else line[..., :1].transpose(1, 2)
-            yield outputs[0], one.expand(outputs[0].tensor.shape)
+        # Attention weights times values: rows of zeros stay rows of zeros. (Values are followed by their heads.)
+        if call.args[0] is value and bool((labels == labels[..., :1]).all()):
+            yield outputs[0], labels[..., :1].expand(outputs[0].tensor.shape)
     elif call.pointwise and call.product is None:
         others = [other for other in call.inputs if other is not value]
         if any(other.active for other in others) and call.name not in {"mul", "div"}:
@@ -341,6 +339,9 @@ def _close(graph: Graph, finding: Finding) -> str:
         finding.owners["outgoing"] = outgoing
     if ends == {"output"} or not ends:
         return OUTPUTS
+    known = {"read", "residual", *(end.what for end in finding.ends if end.what in NORMALISATIONS)}
+    if finding.exact_by == "incoming" and not ends & known:
+        return f"its activation goes into {', '.join(sorted(ends))}, for which there is no rule"
     if not finding.exact_by:
         others = sorted(ends - {"read"}) or ["a weight that is used elsewhere too"]
         return f"its activation goes through {', '.join(others)}, and zero weights do not make it zero"
@@ -406,24 +407,75 @@ def _heads(graph: Graph) -> list[Finding]:
     return heads
 
 
-def _join(head: Finding, made: Finding) -> None:
+def _join(graph: Graph, head: Finding, made: Finding) -> None:
     """Give a head the rows of the query, key and value products that reach it."""
-    at = head.first
+    places = _places(graph, head)
     for end in made.ends:
-        if end.what != "attention" or end.at != at or end.labels is None or end.labels.ndim != 4:
+        if end.what != "attention" or end.labels is None or end.at not in places:
             continue
-        by_head = [end.labels[:, h].unique() for h in range(min(head.count, end.labels.shape[1]))]
-        if len(by_head) != head.count:
-            continue
+        by_head = [end.labels[place].unique() for place in places[end.at]]
         head_of = torch.full((made.count + 1,), -1)
         for h, channels in enumerate(by_head):
             head_of[channels[channels >= 0]] = h
+        if any(int((head_of[c[c >= 0]] != h).sum()) for h, c in enumerate(by_head)):
+            continue  # keys or values that several heads share belong to none of them
         for role in ("incoming", "scale", "shift"):
             for name, owner in made.owners[role].items():
                 known = head.owners[role].get(name)
                 mine = head_of[owner]
                 head.owners[role][name] = mine if known is None else torch.where(mine >= 0, mine, known)
         head.makers |= made.makers
+
+
+def _places(graph: Graph, head: Finding) -> dict[int, list[Any]]:
+    """Products of two activations that make up an attention -> for each head, where it is in their arguments."""
+    call = graph.calls[head.first]
+    if call.name != "_softmax":
+        return {head.first: [(slice(None), h) for h in range(head.count)]}
+    places: dict[int, list[Any]] = {}
+    for at, labels in _weighings(graph, head):
+        places[at] = [(labels[:, 0, 0] == h).nonzero().flatten() for h in range(head.count)]
+    # Backwards from the softmax to the product of queries and keys, then forwards again with its stack as labels.
+    makers = {id(value): at for at, other in enumerate(graph.calls) for value in other.outputs if value is not None}
+    path: list[int] = []
+    value = call.args[0]
+    while id(value) in makers and graph.calls[makers[id(value)]].name != "bmm":
+        path.append(makers[id(value)])
+        step = graph.calls[path[-1]]
+        active = [other for other in step.inputs if other.active]
+        if len(active) != 1 or not (step.pointwise or step.rearranges):
+            return places
+        value = active[0]
+    if id(value) not in makers:
+        return places
+    labels = torch.arange(value.tensor.shape[0]).view(-1, 1, 1).expand(value.tensor.shape)
+    at_scores = makers[id(value)]
+    for at in reversed(path):
+        step = graph.calls[at]
+        labels = step.carry({id(value): labels})[0] if step.rearranges else labels
+        first = step.outputs[0]
+        if first is None or labels.numel() != first.tensor.numel():
+            return places
+        labels, value = labels.expand(first.tensor.shape), first
+    places[at_scores] = [labels[:, h].unique() for h in range(head.count)]
+    return places
+
+
+def _weighings(graph: Graph, head: Finding) -> list[tuple[int, Tensor]]:
+    """Products in which the attention weights of `head` weigh values, with the head of each entry."""
+    found: list[tuple[int, Tensor]] = []
+    out = graph.calls[head.first].outputs[0]
+    assert out is not None
+    waiting = [(out, head.gates[0][1])]
+    while waiting:
+        value, labels = waiting.pop()
+        for at in dict.fromkeys(value.uses):
+            call = graph.calls[at]
+            if call.name == "bmm" and call.product is None:
+                found.append((at, labels))
+            else:
+                waiting.extend(_onward(call, value, labels))
+    return found
 
 
 def _common(head: Finding, feeding: list[str]) -> str:

@@ -4,7 +4,8 @@
 
 Sources: `digits` (in the package); `mnist`, `fashion-mnist`, `cifar10` (looked for in the data folders);
 `idx:DIR`, `cifar:DIR`, `npz:FILE`, `folder:DIR` (files); `torchvision:NAME`, `hf:NAME@REVISION` (libraries);
-`py:package.module:function` or `py:path/file.py:function` (the user's code).
+`py:package.module:function` or `py:path/file.py:function` (the user's code). What each must hold is
+said with its reader, in `planaria.measure.readers`.
 
 Keys: `scale` (`unit`: divide by the largest pixel value, the default for images; `raw`: as stored), `mean`
 and `std` (a number, or one per channel, applied after scale), `flat` (1: rows become vectors), `train` and
@@ -26,9 +27,10 @@ from torch import Tensor
 
 from planaria.core.errors import EnvironmentProblem, InputError, nearest
 from planaria.measure import readers
+from planaria.measure.data import Data, check_labels, hold_out
 from planaria.measure.readers import Raw
 from planaria.measure.scores import ACCURACY
-from planaria.measure.task import Data, Task, check_labels, hold_out
+from planaria.measure.task import Task
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 

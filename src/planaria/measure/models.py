@@ -16,8 +16,6 @@ from planaria.core.errors import InputError, nearest
 from planaria.core.streams import stream
 from planaria.measure.task import Task
 from planaria.measure.usercode import called, user_callable
-from planaria.measure.weights import load_weights as load_weights
-from planaria.measure.weights import save_weights as save_weights
 
 Shape = tuple[int, ...]
 

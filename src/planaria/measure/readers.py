@@ -26,7 +26,8 @@ from torch import Tensor
 
 from planaria.core.errors import EnvironmentProblem, InputError, PlanariaError, UnsafeError, nearest
 from planaria.core.streams import stream
-from planaria.measure.task import Data, Task
+from planaria.measure.data import Data, sorted_by_class
+from planaria.measure.task import Task
 from planaria.measure.usercode import called, user_callable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -80,7 +81,9 @@ def read_idx(folder: Path) -> Raw:
         images, labels = arrays
         if labels.ndim != 1:
             name = f"{folder}/{prefix}-labels-idx1-ubyte"
-            raise InputError(name, "one label per image", f"shape {list(labels.shape)}", "Get the file again.")
+            raise InputError(
+                name, "one label per image", f"shape {list(labels.shape)}", "Get the file again."
+            )
         splits[part] = Data.of((images[:, None] if images.ndim == 3 else images, labels), f"{folder}: {part}")
     return Raw(splits, full_scale=255.0)
 
@@ -147,7 +150,7 @@ def read_npz(path: Path) -> Raw:
 def read_folder(folder: Path) -> Raw:
     """Images as DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, perhaps DIR/validation/CLASS/*.png.
 
-    Classes are numbered by the sorted names of the folders in train. Rows are in a fixed shuffled order.
+    Classes are numbered by the sorted names of the folders in train. Rows are in a fixed mixed order.
     """
     image_library = _library("PIL.Image", "pillow", f"folder:{folder}")
     names = [path.name for path in sorted(_folder(_folder(folder) / "train").iterdir()) if path.is_dir()]
@@ -170,10 +173,8 @@ def read_folder(folder: Path) -> Raw:
             raise InputError(
                 f"{folder / part}", "images in CLASS/*.png", "none", "Make one folder per class."
             )
-        order = torch.randperm(len(listed), generator=stream(0, "folder", part)).tolist()
-        shuffled = [listed[i] for i in order]
 
-        def opened(rows: list[tuple[Path, int]] = shuffled) -> Iterator[tuple[object, object, str]]:
+        def opened(rows: list[tuple[Path, int]] = listed) -> Iterator[tuple[object, object, str]]:
             for path, label in rows:
                 try:
                     with image_library.open(path) as image:
@@ -417,9 +418,13 @@ def _images(rows: Iterable[tuple[Any, Any, str]], where: str) -> Data:
     channels = max((pixels.shape[2] for pixels in images), default=1)
     same = [np.repeat(pixels, channels // pixels.shape[2], 2) for pixels in images]
     stacked = torch.from_numpy(np.stack(same) if same else np.zeros((0, 1), np.uint8))
-    return Data.of(
+    data = Data.of(
         (stacked.permute(0, 3, 1, 2).contiguous() if same else stacked, torch.tensor(labels)), where
     )
+    if not sorted_by_class(data.targets):
+        return data
+    # Class after class, as folders are: the last rows would be no sample of the set. This order is fixed.
+    return data.take(torch.randperm(len(data), generator=stream(0, "mixed order")))
 
 
 def _library(module: str, package: str, where: str) -> Any:

@@ -5,24 +5,19 @@ Safetensors, or PyTorch files with `weights_only=True`. There is no fallback fro
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
-import secrets
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from planaria.core.errors import EnvironmentProblem, InputError, UnsafeError
+from planaria.core.errors import InputError, UnsafeError
 from planaria.core.network import Network
 from planaria.core.trees import digest
 
@@ -58,21 +53,22 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             own[name].copy_(tensor)
 
 
-def save_weights(
-    source: Network | nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
-) -> None:
-    """Write weights as safetensors, with a SHA-256 of every tensor in the metadata.
-
-    Atomic: afterwards the file is the old or the new one, never a part. An existing file keeps its mode.
+def pack_weights(source: Network | nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Weights as the bytes of a safetensors file, with a SHA-256 of every tensor in its metadata.
 
     Args:
         source: Network, module, or name -> tensor. Tied tensors are written under each of their names.
-        path: The file; its folder must exist.
         metadata: Words to keep with the weights.
 
-    Raises:
-        EnvironmentProblem: The file cannot be written.
+    Returns:
+        The bytes; the same for the same weights and words.
+
+    Example:
+        >>> len(pack_weights(nn.Linear(2, 1), {"made by": "example"})) > 100
+        True
     """
+    import safetensors.torch
+
     module = source.to_module() if isinstance(source, Network) else source
     state = module.state_dict() if isinstance(module, nn.Module) else module
     tensors = {
@@ -83,46 +79,7 @@ def save_weights(
     hashes = {name: digest({"": tensor}) for name, tensor in tensors.items()}
     hashes["/metadata"] = _hash_of(metadata)
     words = {**metadata, _TENSORS: json.dumps(hashes, sort_keys=True), "format": "pt"}
-    write_atomically(path, _ordered(safetensors.torch.save(tensors, words)))
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one, never a part, even if the machine stops.
-
-    Args:
-        path: The file; links are followed. An existing file keeps its mode.
-        content: All of it.
-
-    Raises:
-        EnvironmentProblem: No folder, no permission, no space.
-    """
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
-        temporary.replace(target)
-    except OSError as problem:
-        remedy = "Choose another folder, or make space."
-        raise EnvironmentProblem(
-            f"{path}", "a place to write", problem.strerror or str(problem), remedy
-        ) from problem
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synchronised
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _ordered(content: bytes) -> bytes:
+    content: bytes = safetensors.torch.save(tensors, words)
     # safetensors writes metadata in a random order; equal weights shall give equal files.
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -208,6 +165,8 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             words: dict[str, str] = file.metadata() or {}

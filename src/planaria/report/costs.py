@@ -28,9 +28,9 @@ from planaria.report.reading import (
     median_to_rescue,
     middle,
     number,
-    repairs,
     rows_at,
     spent,
+    treatments,
 )
 from planaria.report.words import countings, margin, rescue_title
 
@@ -48,9 +48,8 @@ _COST = "%{x:,.4~r}"
 def rescue_figure(document: Document, dose: float) -> go.Figure | None:
     """Validation score against the ledger at one dose: one thin line per seed, the bold one is their median.
 
-    The ledger counts from the undamaged network, so an iterative schedule starts intact and pays for its
-    early
-    repairs. Buttons switch the ledger to multiply-adds, examples and seconds.
+    The ledger counts from the undamaged network, so an iterative schedule pays for its early repairs. Buttons
+    switch the ledger to multiply-adds, examples and seconds.
 
     Args:
         document: A `rescue` result.
@@ -65,9 +64,8 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
     rows = [row for row in rows_at(document, dose) if row.get("curve")]
     if not rows:
         return None
-    groups = {
-        name: group for name in repairs(document) if (group := [r for r in rows if r["repair"] == name])
-    }
+    groups = {name: [row for row in rows if row["repair"] == name] for name in treatments(document)}
+    groups = {name: group for name, group in groups.items() if group}
     before = middle(number(row.get("validation_before")) for row in rows)
     tolerance = number((document.get("settings") or {}).get("tolerance"))
     target = None if before is None or tolerance is None else before - tolerance
@@ -214,8 +212,8 @@ def ledger_figure(document: Document) -> go.Figure | None:
     """
     from plotly.subplots import make_subplots
 
-    say, names, axis = Notation.of(document), repairs(document), evenly(doses(document), _GROUPS)
-    if not axis:
+    say, names, axis = Notation.of(document), treatments(document), evenly(doses(document), _GROUPS)
+    if not axis or not names:
         return None
     sides = {"": "in total, from the undamaged network", "_since_last_hit": "since the last hit"}
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=[*sides.values()])

@@ -27,17 +27,17 @@ _KNOWN = {
     "refit+retrain": ("#D55E00", "star"),
     "retrain": ("#0072B2", "circle"),
     "regrow": ("#009E73", "square"),
-    "regrow-only": ("#56B4E9", "triangle-up"),
+    "regrow-new": ("#56B4E9", "triangle-up"),
     "iterative": ("#AA4499", "triangle-down"),
+    "sequential": ("#8C6B4A", "hexagon"),
     "none": (MUTED, "cross"),
 }
 _OTHERS = (
     ("#999933", "pentagon"),
-    ("#CC6677", "hexagon"),
+    ("#CC6677", "hexagram"),
     ("#7A6FD0", "cross"),
     ("#44AA99", "bowtie"),
-    ("#8C6B4A", "hourglass"),
-    ("#B07AA1", "diamond-tall"),
+    ("#B07AA1", "hourglass"),
 )
 
 

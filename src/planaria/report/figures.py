@@ -36,9 +36,9 @@ from planaria.report.reading import (
     evenly,
     interval,
     number,
-    repairs,
     response_of,
     same_dose,
+    treatments,
 )
 from planaria.report.words import critical_words, curve_sentence, listing
 
@@ -151,7 +151,7 @@ def summary_figure(document: Document) -> go.Figure | None:
 
     say, axis = Notation.of(document), doses(document)
     damaged: dict[float, Interval] = {}
-    after: dict[str, dict[float, Interval]] = {name: {} for name in repairs(document)}
+    after: dict[str, dict[float, Interval]] = {name: {} for name in treatments(document)}
     for row in document.get("summary") or []:
         dose = next((d for d in axis if same_dose(row.get("dose"), d)), None)
         if dose is not None and str(row.get("repair")) in after:

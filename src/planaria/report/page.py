@@ -1,8 +1,7 @@
 """One self-contained HTML page per result: words, figures, tables; nothing is loaded from anywhere.
 
-All text goes through the template's escaping. The page's own security policy forbids any request, so that
-the promise
-"no network" does not depend on the template being right.
+All text goes through the template's escaping. The page's own security policy forbids any request, so that the
+promise "no network" does not depend on the template being right.
 """
 
 from __future__ import annotations
@@ -47,13 +46,11 @@ def write_page(document: Document, path: Path) -> None:
     """Write a result as one HTML file that opens anywhere, offline.
 
     The file appears complete or not at all: it is written beside its place, flushed to disk and moved there.
-    The mode
-    of a file that was there before is kept.
+    The mode of a file that was there before is kept.
 
     Args:
         document: A `rescue` or `respond` result as the command line prints it with `--json`; with the key
-        "manifest",
-            the page also says how to run it again.
+            "manifest", the page also says how to run it again.
         path: Where to; the folder must exist.
 
     Raises:
@@ -66,7 +63,7 @@ def write_page(document: Document, path: Path) -> None:
         ...     "</html>" in (Path(folder) / "report.html").read_text(encoding="utf-8")
         True
     """
-    text = render(document, folder=path.resolve().parent)
+    text = render(document, folder=path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -102,8 +99,14 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     from plotly.offline import get_plotlyjs
 
     source = resources.files("planaria.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    shown = evenly(doses(document), _RESCUE_FIGURES)
+    page = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown, settings = evenly(doses(document), _RESCUE_FIGURES), document.get("settings") or {}
     figures = {
         "response": [response_figure(document)],
         "summary": [summary_figure(document)],
@@ -121,7 +124,8 @@ def render(document: Document, *, folder: Path | None = None) -> str:
         "figures": {key: [_figure(f) for f in group if f is not None] for key, group in figures.items()},
         "left_out": len(doses(document)) - len(shown),
         "table": _table(document),
-        "settings": _pairs(document.get("settings")),
+        "meanings": _pairs(settings.get("meanings")),
+        "settings": _pairs({key: value for key, value in settings.items() if key != "meanings"}),
         "run": _run(document),
         "files": _files(document, folder),
         "terms": terms(document),
@@ -195,7 +199,7 @@ def _kinds(units: list[Mapping[str, Any]]) -> str:
 
 
 def _many(amount: float, noun: str) -> str:
-    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
+    return f"{count(amount)} {noun}{'' if amount == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def _warnings(document: Document) -> list[str]:
@@ -322,7 +326,7 @@ def _files(document: Document, folder: Path | None) -> list[dict[str, str]]:
     for kind, place in (document.get("files") or {}).items():
         if place and kind != "report":
             path = Path(str(place))
-            beside = folder is not None and path.resolve().parent == folder
+            beside = folder is not None and path.resolve().parent == folder.resolve()
             # "./" keeps a name with a colon from reading as a scheme.
             found.append(
                 {"kind": str(kind), "path": str(place), "link": f"./{quote(path.name)}" if beside else ""}

@@ -1,8 +1,7 @@
 """Reads a result document: finite numbers, how they are written, and which repair came out best.
 
 Figures, sentences and tables all take their numbers from here, so that they cannot disagree. Nothing in a
-document is
-trusted to be there: a missing, null or non-finite number reads as None and is written as a dash.
+document is trusted to be there: a missing, null or non-finite number reads as None and is written as a dash.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ Document = Mapping[str, Any]
 Interval = tuple[float | None, float | None, float | None]
 
 DASH = "–"  # noqa: RUF001 - a dash is meant
+CONTROL = "none"  # the repair that does nothing
 MEASURES = {
     "updates": "updates",
     "multiply_adds": "multiply-adds",
@@ -100,9 +100,7 @@ class Notation:
         """Notation of a document."""
         name = str((document.get("task") or {}).get("score") or "score")
         settings = document.get("settings") or {}
-        unit = (
-            (document.get("response") or {}).get("unit") or settings.get("dose_unit") or "fraction of units"
-        )
+        unit = (document.get("response") or {}).get("unit") or settings.get("unit") or "fraction of units"
         return Notation(name, "accuracy" in name.lower(), str(unit))
 
     @property
@@ -182,6 +180,11 @@ def repairs(document: Document) -> list[str]:
         str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present
     ]
     return list(dict.fromkeys([*wanted, *present]))
+
+
+def treatments(document: Document) -> list[str]:
+    """Names of the repairs that do something, all but the control."""
+    return [name for name in repairs(document) if name != CONTROL]
 
 
 def spent(cost: object, measure: str) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planaria.report.reading import (
+    CONTROL,
     Document,
     Notation,
     best_row,
@@ -19,10 +20,10 @@ from planaria.report.reading import (
     median_to_rescue,
     middle,
     number,
-    repairs,
     rescues,
     response_of,
     rows_at,
+    treatments,
 )
 
 
@@ -47,9 +48,9 @@ def updates(value: float | None) -> str:
 
 
 def budget(document: Document) -> str:
-    """The budget of a trial."""
+    """The budget of a trial: as much work as so many updates of plain retraining."""
     most = number((document.get("settings") or {}).get("updates"))
-    return "the budget" if most is None else updates(most)
+    return "the budget" if most is None else f"the compute of {updates(most)}"
 
 
 def margin(document: Document) -> str:
@@ -78,25 +79,29 @@ def headline(document: Document) -> str:
     best = {dose: row for dose in doses(document) if (row := best_row(document, dose)) is not None}
     if not best:
         return curve_sentence(document) or "No trial has finished"
-    won = [dose for dose, row in best.items() if rescues(row)]
-    lost = [dose for dose in best if dose not in won]
-    if not won:
-        where = f"dose {say.dose(lost[0])}" if len(lost) == 1 else "any tested dose"
-        return f"Not rescued at {where} within {budget(document)}"
-    if len(won) == 1:
-        where = f"dose {say.dose(won[0])}"
-    elif not lost:
-        where = f"every tested dose up to {say.dose(won[-1])}"
-    else:
-        where = (
-            f"dose {listing([say.dose(dose) for dose in won])}"
-            if len(won) < 4
-            else f"{len(won)} of {len(best)} doses"
-        )
-    names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
-    by = f"cheapest by {listing(names[:3])}" if len(repairs(document)) > 1 else f"by {names[0]}"
-    failed = listing([say.dose(dose) for dose in lost]) if len(lost) < 4 else f"{len(lost)} doses"
-    return f"Rescued at {where}, {by}" + (f"; not rescued at {failed}" if lost else "")
+    easy = [dose for dose, row in best.items() if rescues(row) and row.get("repair") == CONTROL]
+    won = [dose for dose, row in best.items() if rescues(row) and dose not in easy]
+    lost = [dose for dose, row in best.items() if not rescues(row)]
+
+    def at(chosen: list[float]) -> str:
+        few = len(chosen) < 5
+        return f"dose {listing([say.dose(dose) for dose in chosen])}" if few else f"{len(chosen)} doses"
+
+    parts = []
+    if won:
+        everywhere = len(won) == len(best) > 1
+        where = f"every tested dose up to {say.dose(won[-1])}" if everywhere else at(won)
+        names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
+        by = f"cheapest by {listing(names[:3])}" if len(treatments(document)) > 1 else f"by {names[0]}"
+        parts.append(f"rescued at {where}, {by}")
+    if lost:
+        nothing = len(lost) == len(best)
+        where = "any tested dose" if nothing and len(lost) > 1 else at(lost)
+        parts.append(f"not rescued at {where}" + (f" within {budget(document)}" if nothing else ""))
+    if easy:
+        parts.append(f"no repair is needed at {at(easy)}")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]
 
 
 def curve_sentence(document: Document) -> str:
@@ -128,10 +133,16 @@ def rescue_title(document: Document, dose: float) -> str:
     """Which repairs rescue at a dose and after how many updates, the best one first."""
     say = Notation.of(document)
     groups = {
-        name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in repairs(document)
+        name: [row for row in rows_at(document, dose) if row["repair"] == name]
+        for name in treatments(document)
     }
     after = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
-    first = (best_row(document, dose) or {}).get("repair")
+    best = best_row(document, dose) or {}
+    first = best.get("repair")
+    if first == CONTROL and rescues(best):
+        return (
+            f"Dose {say.dose(dose)}: no repair is needed, the damaged network is still within the tolerance"
+        )
     reached = {name: value for name, value in after.items() if value is not None}
     order = sorted(reached, key=lambda name: (name != first, reached[name]))
     if not order:
@@ -139,17 +150,12 @@ def rescue_title(document: Document, dose: float) -> str:
         return f"Dose {say.dose(dose)}: no repair rescues {seeds} within {budget(document)}"
     at_once = [name for name in order if not reached[name]]
     later = [name for name in order if reached[name]]
-    parts = (
-        [f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update"]
-        if at_once
-        else []
-    )
+    parts = []
+    if at_once:
+        parts.append(f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update")
     for name in later[: 3 - len(parts)]:
-        parts.append(
-            f"{name} after {count(reached[name])}"
-            if parts
-            else f"{name} rescues after {updates(reached[name])}"
-        )
+        time = count(reached[name]) if parts else updates(reached[name])
+        parts.append(f"{name} {'' if parts else 'rescues '}after {time}")
     return f"Dose {say.dose(dose)}: " + ", ".join(parts)
 
 
@@ -159,7 +165,7 @@ def countings(document: Document) -> str:
     for dose in reversed(doses(document)):
         groups = {
             name: [row for row in rows_at(document, dose) if row["repair"] == name]
-            for name in repairs(document)
+            for name in treatments(document)
         }
         total = {
             name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()
@@ -199,24 +205,26 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
             curve.append(f"{critical_words(document).capitalize()}.")
     for dose in evenly(axis, 6):
         best = best_row(document, dose)
-        if best is not None:
-            damaged, after = interval(best.get("damaged")), interval(best.get("after"))
-            spread = f"{say.score(after[1])} {say.spread(after)}".rstrip()
-            rescued = f"{count(number(best.get('rescued')))} of {count(number(best.get('trials')))} rescued"
-            repair.append(
-                f"Dose {say.dose(dose)}: {say.score(damaged[1])} damaged, {spread} after "
-                f"{best.get('repair')}; {rescued}."
-            )
+        if best is None:
+            continue
+        damaged, after = interval(best.get("damaged")), interval(best.get("after"))
+        start = f"Dose {say.dose(dose)}: {say.score(damaged[1])} damaged"
+        if best.get("repair") == CONTROL:
+            repair.append(f"{start}; no repair {'is needed' if rescues(best) else 'ends higher'}.")
+            continue
+        end = f"{say.score(after[1])} {say.spread(after)}".rstrip()
+        rescued = f"{count(number(best.get('rescued')))} of {count(number(best.get('trials')))} rescued"
+        repair.append(f"{start}, {end} after {best.get('repair')}; {rescued}.")
     if axis:
         told = [f"{sentence}." for sentence in (headline(document), countings(document)) if sentence]
-        trials = [row for dose in axis for row in rows_at(document, dose)]
-        lost = sum(row.get("rescue_cost") is None for row in trials)
-        told.append(
-            f"{lost} of {len(trials)} trials were not rescued within {budget(document)} and count as "
-            "censored."
-            if lost
-            else f"All {len(trials)} trials were rescued within {budget(document)}."
-        )
+        trials = [row for dose in axis for row in rows_at(document, dose) if row["repair"] != CONTROL]
+        lost, within = sum(row.get("rescue_cost") is None for row in trials), budget(document)
+        if lost:
+            told.append(
+                f"{lost} of {len(trials)} trials were not rescued within {within}: they count as censored."
+            )
+        elif trials:
+            told.append(f"All {len(trials)} trials were rescued within {within}.")
     parts = [("Question", [question]), ("Curve", curve), ("Repair", repair), ("Verdict", told)]
     return [(label, lines) for label, lines in parts if lines]
 
@@ -235,8 +243,7 @@ def terms(document: Document) -> list[tuple[str, str]]:
         (
             "Critical dose",
             "A fitted change point of the curve, with a bootstrap interval and a test against a smooth "
-            "decline; never "
-            "asserted by eye.",
+            "decline; never asserted by eye.",
         ),
         (
             "Interval",
@@ -251,15 +258,15 @@ def terms(document: Document) -> list[tuple[str, str]]:
         ),
         (
             "Rescued",
-            f"The validation score comes {margin(document)}, before {budget(document)} are spent. The test "
-            "split plays no "
-            "part in this decision.",
+            f"The validation score comes {margin(document)}, within {budget(document)}. The test split plays "
+            "no part in this decision.",
         ),
         (
             "Censored",
             "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier "
-            "medians, in which it "
-            'counts as later than its end. "Not reached": fewer than half of the trials were rescued.',
+            "medians, in "
+            'which it counts as later than its end. "Not reached": fewer than half of the trials were '
+            "rescued.",
         ),
         (
             "In total",
@@ -268,8 +275,7 @@ def terms(document: Document) -> list[tuple[str, str]]:
         (
             "Since the last hit",
             "The same, counted only after the last damage. It flatters iterative schedules, which have "
-            "already trained "
-            "between the hits; both countings are shown for that reason.",
+            "already trained between the hits; both countings are shown for that reason.",
         ),
         (
             "Update",
@@ -279,8 +285,7 @@ def terms(document: Document) -> list[tuple[str, str]]:
         (
             "Multiply-adds",
             "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward "
-            "pass counts as "
-            "two forward passes.",
+            "pass counts as two forward passes.",
         ),
     ]
     return [*found[:2], *(repair if doses(document) else []), *found[2:]]

@@ -1,0 +1,134 @@
+"""How a network fails: response curves over many random orders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from planaria.campaign.files import check_folder
+from planaria.cli import inputs
+from planaria.cli.running import begin, files, folder_for
+from planaria.cli.screen import Screen, Stopped
+from planaria.core.network import Network
+from planaria.damage.damage import Damage
+from planaria.study.respond import Response, checked_doses
+from planaria.version import version
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `planaria respond` beyond the subject; None means the default."""
+
+    doses: str | None
+    damage: str | None
+    per_layer: bool
+    order: str
+    kinds: tuple[str, ...] | None
+    layers: tuple[str, ...] | None
+    draws: int | None
+    seeds: int
+    expect: float | None
+
+
+def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
+    """Do it; returns the exit code."""
+    prepared = inputs.prepare(subject)
+    sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
+    damage = _damage(sketch, options)
+    text = options.doses or ("0:1:11" if subject.quick else "0:1:21")
+    doses = checked_doses(damage, [round(dose, 10) for dose in inputs.numbers("--doses", text, float)])
+    draws = options.draws or (5 if subject.quick else 20)
+    seeds = tuple(range(subject.seed, subject.seed + options.seeds))
+    identity = {
+        **prepared.identity(),
+        "command": "respond",
+        "version": version(),
+        "doses": list(doses),
+        "seeds": list(seeds),
+        "draws": draws,
+        "damage": options.damage or f"{options.order}, {'per layer' if options.per_layer else 'pooled'}",
+        "kinds": options.kinds and list(options.kinds),
+        "layers": options.layers and list(options.layers),
+    }
+    folder = screen.out or folder_for(subject, identity)
+    check_folder(folder, identity, fresh=screen.fresh)
+    if screen.dry_run:
+        return _announce(len(doses) * draws * len(seeds), str(folder), screen)
+    try:
+        with begin(prepared, identity, folder, screen, options.expect) as current:
+            damage = _damage(current.net, options)
+            response = current.response(damage, doses, draws, seeds, screen)
+            document = {
+                **current.document,
+                "settings": {
+                    "doses": list(doses),
+                    "draws": draws,
+                    "seeds": list(seeds),
+                    "damage": repr(damage),
+                    "unit": damage.site.dose.unit,
+                },
+                "rows": _rows(response, draws, seeds),
+                "response": response.to_dict(),
+                "files": files(folder),
+            }
+            current.finish(document)
+    except Stopped as stop:
+        screen.errors.print(f"Stopped; what is finished is kept in {folder}. The same command goes on.")
+        return stop.code
+    if screen.as_json:
+        screen.document(document)
+    else:
+        _show(document, response, screen)
+    return 0
+
+
+def _damage(net: Network, options: Options) -> Damage:
+    return inputs.chosen_damage(
+        net,
+        options.damage,
+        per_layer=options.per_layer,
+        order=options.order,
+        kinds=options.kinds,
+        layers=options.layers,
+    )
+
+
+def _rows(response: Response, draws: int, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {"seed": seeds[place // draws], "draw": place % draws, "dose": dose, "score": score}
+        for place, line in enumerate(response.scores)
+        for dose, score in zip(response.doses, line, strict=True)
+    ]
+
+
+def _announce(evaluations: int, folder: str, screen: Screen) -> int:
+    document = {"command": "respond", "schema": "planaria.plan.v1", "evaluations": evaluations, "folder": folder}
+    if screen.as_json:
+        screen.document(document)
+    else:
+        for key, value in document.items():
+            screen.results.print(f"{key:<16} {value}", markup=False)
+    return 0
+
+
+def _show(document: dict[str, Any], response: Response, screen: Screen) -> None:
+    """Curve and summary in the terminal."""
+    grid = Table(title=f"{document['network']['name']} on {document['task']['name']}: {document['task']['score']}")
+    for name in (f"dose ({response.unit})", "mean", "95 % interval", "least", "most"):
+        grid.add_column(name, justify="right")
+    for at, dose in enumerate(response.doses):
+        line, mean = [row[at] for row in response.scores], response.mean[at]
+        span = f"{mean.low:.4f} .. {mean.high:.4f}" if mean.has_interval else "-"
+        grid.add_row(f"{dose:g}", f"{mean.best:.4f}", span, f"{min(line):.4f}", f"{max(line):.4f}")
+    screen.results.print(grid)
+    screen.results.print(
+        f"half-dose {response.half_dose:.3f}; 10-point loss at {response.dose_of_loss():.3f}; "
+        f"critical dose: {response.critical.verdict}; area {response.area:.4f}; chance {response.chance:.3f}; "
+        f"{len(response.scores)} orders",
+        markup=False,
+    )
+    for name, path in document["files"].items():
+        if path is not None:
+            screen.results.print(f"{name:<9} {path}", markup=False, soft_wrap=True)

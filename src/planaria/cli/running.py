@@ -1,0 +1,177 @@
+"""A run: its folder, its network, its ledger, and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planaria.campaign.files import LEDGER, MANIFEST, run_folder, write_atomic
+from planaria.campaign.ledger import Ledger, strong_id
+from planaria.cli import inputs
+from planaria.cli.screen import Screen, plain, surroundings
+from planaria.core.network import Network
+from planaria.damage.damage import Damage
+from planaria.measure.task import Task
+from planaria.measure.weights import load_weights, pack_weights
+from planaria.report.page import render
+from planaria.study.rescue import Baseline
+from planaria.study.respond import Point, Response, collect, iter_respond
+from planaria.version import version
+
+INTACT = "intact.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run under way: folder made, network there, ledger open.
+
+    Attributes:
+        prepared: Task and options.
+        identity: What decides the results, as plain values.
+        folder: For the results.
+        net: The intact network.
+        baseline: Its scores.
+        ledger: Of finished cells.
+        document: What is known of the result so far.
+        manifest: What is needed to run it again.
+    """
+
+    prepared: inputs.Prepared
+    identity: dict[str, Any]
+    folder: Path
+    net: Network
+    baseline: Baseline
+    ledger: Ledger
+    document: dict[str, Any] = field(repr=False)
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.prepared.task
+
+    def id(self, **cell: Any) -> str:
+        """Strong id of one cell of this run."""
+        return strong_id({"run": strong_id(self.identity), "network": self.net.sha256, **cell})
+
+    def order(self, damage: Damage, curve: tuple[float, ...], draw: int, seed: int) -> list[Point]:
+        """One order of a response curve, from the ledger if it is there."""
+        mark = self.id(what="order", draw=draw, seed=seed, doses=list(curve))
+        if mark not in self.ledger:
+            points = list(iter_respond(self.net, damage, self.task, curve, draw=draw, seed=seed))
+            pairs = [[point.dose, point.score] for point in points]
+            self.ledger.record(mark, {"what": "order", "draw": draw, "seed": seed, "points": pairs})
+        stored: Any = self.ledger[mark]["points"]
+        return [Point(draw, dose, score) for dose, score in stored]
+
+    def response(
+        self, damage: Damage, curve: tuple[float, ...], draws: int, seeds: tuple[int, ...], screen: Screen
+    ) -> Response:
+        """A response curve over all orders of all seeds."""
+        points: list[Point] = []
+        with screen.progress(draws * len(seeds), "orders of the response curve") as steps:
+            for place, seed in enumerate(seeds):
+                for draw in range(draws):
+                    for point in self.order(damage, curve, draw, seed):
+                        points.append(Point(place * draws + draw, point.dose, point.score))
+                    steps.done()
+        return collect(points, damage, self.task, seeds[0])
+
+    def finish(self, document: dict[str, Any]) -> None:
+        """Write table, result, report and manifest; each whole or not at all, the manifest last."""
+        safe = plain(document)
+        write_atomic(self.folder / "results.csv", table(safe["rows"]))
+        write_json(self.folder / "result.json", safe)
+        write_atomic(self.folder / "report.html", render(safe, folder=self.folder))
+        kept = {key: safe[key] for key in ("network", "task", "intact", "files")}
+        write_json(self.folder / MANIFEST, {**self.manifest, "complete": True, **kept})
+
+
+@contextmanager
+def begin(
+    prepared: inputs.Prepared, identity: dict[str, Any], folder: Path, screen: Screen, expect: float | None
+) -> Iterator[Run]:
+    """Get the network, look at its intact score, and only then make the folder and open the ledger.
+
+    Raises:
+        PlanariaError: If the score is not what the user expects, or the folder cannot be used.
+    """
+    subject, task = prepared.subject, prepared.task
+    known = folder / INTACT
+    resumed = prepared.recipe is not None and known.exists() and not screen.fresh
+    trained: dict[str, Any] | None
+    if resumed:
+        load_weights(prepared.model, known)
+        net = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
+        trained = json.loads((folder / MANIFEST).read_text()).get("trained")
+    else:
+        net, trained = inputs.network(prepared, screen.say)
+    baseline, intact, warnings = inputs.intact(net, prepared, expect)
+    low, high = (f"{value:.4f}" if value is not None else "?" for value in intact["interval"])
+    screen.say(f"intact score on the test split: {baseline.test:.4f} [{low}, {high}] ({task.scorer.name})")
+    for warning in warnings:
+        screen.warn(warning)
+    run_folder(folder, identity, fresh=screen.fresh)
+    facts = surroundings(subject.threads)
+    manifest = {"schema": "planaria.manifest.v1", "settings": identity, "trained": trained, **facts}
+    if prepared.recipe is not None and not resumed:
+        write_atomic(known, pack_weights(net, {"planaria.network": subject.model}))
+    write_json(folder / MANIFEST, {**manifest, "complete": False})
+    document = {
+        "command": identity["command"],
+        "schema": f"planaria.{identity['command']}.v1",
+        "version": version(),
+        "network": inputs.describe(net, prepared, trained),
+        "task": task.record(),
+        "intact": intact,
+        "warnings": warnings,
+        "manifest": {**facts, "seeds": identity["seeds"]},
+    }
+    with Ledger.open(folder / LEDGER) as ledger:
+        yield Run(prepared, identity, folder, net, baseline, ledger, document, manifest)
+
+
+def folder_for(subject: inputs.Subject, identity: dict[str, Any]) -> Path:
+    """Default folder of a run: the same for the same settings, so that the same command goes on."""
+    words = "".join(c if c.isalnum() else "-" for c in subject.task.partition("?")[0]).strip("-")[:24]
+    return Path("planaria-runs") / f"{identity['command']}-{words}-{strong_id(identity)[:10]}"
+
+
+def files(folder: Path, network: Path | None = None) -> dict[str, str | None]:
+    """The files a run leaves, by what they are."""
+    return {
+        "report": str(folder / "report.html"),
+        "results": str(folder / "results.csv"),
+        "manifest": str(folder / MANIFEST),
+        "network": None if network is None else str(network),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV; nested costs become columns like cost.examples, curves are left out."""
+    flat: list[dict[str, Any]] = []
+    for row in rows:
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, dict):
+                line |= {f"{key}.{inner}": item for inner, item in value.items()}
+            elif not isinstance(value, list) and not (value is None and key.startswith("rescue_cost")):
+                line[key] = value
+        flat.append(line)
+    columns = list(dict.fromkeys(key for line in flat for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write plain values as indented JSON, atomically."""
+    write_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")

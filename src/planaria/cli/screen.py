@@ -1,0 +1,162 @@
+"""Screen: progress and words on stderr, results on stdout, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from planaria.version import version
+
+PLAIN_EVERY = 30.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+class Stopped(Exception):
+    """The user asked to stop; what was running has been finished and recorded."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class Screen:
+    """Where a command talks to.
+
+    Attributes:
+        out: Folder for results, None for a new one.
+        fresh: Start over.
+        dry_run: Write nothing.
+        as_json: One JSON document on stdout.
+        quiet: No progress.
+    """
+
+    out: Path | None
+    fresh: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    errors: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    results: Console = field(default_factory=lambda: Console(highlight=False))
+
+    def say(self, text: str) -> None:
+        """One line on stderr, unless quiet."""
+        if not self.quiet:
+            self.errors.print(text, style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr."""
+        self.errors.print(f"Warning: {text}", style="yellow", markup=False)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Print the document, if asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(plain(document), allow_nan=False) + "\n")
+
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Steps]:
+        """A bar on a terminal, a plain line every half minute elsewhere; stops between steps when asked to."""
+        steps = Steps(self, total, what)
+        with steps:
+            yield steps
+
+
+class Steps:
+    """Progress through a known number of steps. First Ctrl-C: stop after the running step. Second: at once."""
+
+    def __init__(self, screen: Screen, total: int, what: str) -> None:
+        self._screen, self._total, self._what, self._done = screen, total, what, 0
+        self._signal = 0
+        self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Steps:
+        if not self._screen.quiet and self._screen.errors.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._screen.errors,
+                transient=True,
+            )
+            self._bar.start()
+            self._bar.add_task(self._what, total=self._total)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._signal:
+            raise KeyboardInterrupt
+        self._signal = number
+        self._screen.errors.print("Stopping after what is running now; once more to stop at once.", style="yellow")
+
+    def done(self, count: int = 1, what: str | None = None) -> None:
+        """Some steps are finished and recorded.
+
+        Raises:
+            Stopped: If the user has asked to stop and steps are left.
+        """
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=what or self._what)
+        elif not self._screen.quiet and time.monotonic() - self._last >= PLAIN_EVERY:
+            self._last = time.monotonic()
+            self._screen.say(f"{self._done} of {self._total} {self._what}")
+        if self._signal and self._done < self._total:
+            raise Stopped(128 + self._signal)
+
+
+def plain(value: Any) -> Any:
+    """Value for JSON: NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def surroundings(threads: int) -> dict[str, Any]:
+    """What the run happened on and with: versions, machine, command line."""
+    import numpy
+    import torch
+
+    return {
+        "command_line": ["planaria", *sys.argv[1:]],
+        "versions": {
+            "planaria": version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "platform": platform.platform(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
