@@ -504,6 +504,20 @@ def test_the_control_is_in_the_table_and_is_the_damaged_network_in_the_figures(
         assert not any((trace.get("name") or "").startswith("none") for trace in figure["data"])
 
 
+def test_a_rescue_of_half_of_the_seeds_is_not_called_a_rescue() -> None:
+    document = rescue_document(doses=(0.5,), seeds=2, repairs=("retrain", "iterative"))
+    for row in document["rows"]:
+        if row["seed"] == 1:
+            row |= {"rescued": False, "rescue_cost": None, "rescue_cost_since_last_hit": None}
+    for row in document["summary"]:
+        row["rescued"] = 1
+    assert headline(document).startswith("Not rescued at dose 50% (only 1 of 2 seeds) within the compute")
+    words = Page(render(document)).words
+    assert "retrain (1 of 2 seeds) " in words
+    assert "closest" in words
+    assert "cheapest" not in words
+
+
 def test_a_dose_that_does_no_harm_needs_no_repair(rescue: dict[str, Any]) -> None:
     document = with_control(rescue, rescued=True)
     assert headline(document) == "No repair is needed at dose 30%, 50% and 70%"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from planaria.campaign.files import check_folder, write_atomic
@@ -139,7 +140,7 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
         **current.document,
         "settings": settings,
         "rows": rows,
-        "summary": summarise(rows),
+        "summary": summarise(rows, task.scorer.bounds),
         "response": response.to_dict(),
         "files": files(plan.folder, best),
     }
@@ -330,53 +331,52 @@ class _Rescues:
 def _show(document: dict[str, Any], screen: Screen) -> None:
     """The table in the terminal."""
     percent = document["task"]["score"] == "accuracy"
+    factor, digits = (100, 1) if percent else (1, 3)
 
-    def score(estimate: dict[str, float | None], interval: bool = True) -> str:
-        best, low, high = estimate["best"], estimate["low"], estimate["high"]
+    def score(estimate: dict[str, float | None]) -> str:
+        best, low, high = (estimate[key] for key in ("best", "low", "high"))
         if best is None:
             return "-"
-        factor = 100 if percent else 1
-        text = f"{best * factor:.1f}" if percent else f"{best:.3f}"
-        if interval and low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-            text += f" [{low * factor:.1f}, {high * factor:.1f}]" if percent else f" [{low:.3f}, {high:.3f}]"
-        return text
+        text = f"{best * factor:.{digits}f}"
+        return text if low is None or high is None else f"{text} [{low * factor:.{digits}f} {high * factor:.{digits}f}]"
 
-    def times(estimate: dict[str, float | None] | None) -> str:
-        return "-" if estimate is None or estimate["best"] is None else f"{estimate['best']:.0f}"
+    def times(row: dict[str, Any]) -> str:
+        both = [row["rescue_updates"], row["rescue_updates_since_last_hit"]]
+        return " / ".join("-" if one is None or one["best"] is None else f"{one['best']:.0f}" for one in both)
 
     unit = "accuracy in %" if percent else document["task"]["score"]
-    grid = Table(title=f"{document['network']['name']} on {document['task']['name']}: {unit} on the test split")
-    for name, right in (("repair", False), ("dose", True), ("before", True), ("damaged", True), ("after", True),
-                        ("rescued", True), ("updates: total", True), ("since last hit", True), ("Gmadd", True), ("s", True)):
-        grid.add_column(name, justify="right" if right else "left", no_wrap=True)
+    name = f"{document['network']['name']} on {document['task']['name']}"
+    grid = Table(title=f"{name}: {unit} on the test split", box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("repair", no_wrap=True)
+    for column in ("dose", "before", "damaged", "after", "rescued", "updates", "Gmadd", "s"):
+        grid.add_column(column, justify="right", no_wrap=True)
     previous = None
     for row in document["summary"]:
-        if previous is not None and row["dose"] != previous:
+        if previous not in (None, row["dose"]):
             grid.add_section()
         previous = row["dose"]
+        cost = row["cost"]
         grid.add_row(
             row["repair"],
             f"{row['dose']:g}",
-            score(row["before"], interval=False),
+            f"{row['before']['best'] * factor:.{digits}f}",
             score(row["damaged"]),
             score(row["after"]),
             f"{row['rescued']}/{row['trials']}",
-            times(row["rescue_updates"]),
-            times(row["rescue_updates_since_last_hit"]),
-            f"{row['cost']['multiply_adds'] / 1e9:.3g}",
-            f"{row['cost']['seconds']:.2g}",
+            times(row),
+            f"{cost['multiply_adds'] / 1e9:.3g}",
+            f"{cost['seconds']:.2g}",
         )
-    screen.results.print(grid)
+    screen.table(grid)
     settings = document["settings"]
     screen.results.print(
         f"rescued: validation score within {settings['tolerance']:g} of the intact one, {settings['consecutive']} "
-        f"evaluations in a row, within {settings['updates']} updates; brackets: 95 % interval over "
-        f"{len(settings['seeds'])} seeds of this one network.",
+        f"evaluations in a row, within the work of {settings['updates']} updates. updates: median to rescue, in total / "
+        f"since the last hit (- more than half not rescued). Brackets: 95 % interval over {len(settings['seeds'])} "
+        "seeds, for this one network.",
         markup=False,
     )
-    for name, path in document["files"].items():
-        if path is not None:
-            screen.results.print(f"{name:<9} {path}", markup=False, soft_wrap=True)
+    screen.places(document["files"])
 
 
 def _gate(document: dict[str, Any], fail_under: float | None, screen: Screen) -> int:

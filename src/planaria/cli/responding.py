@@ -122,13 +122,11 @@ def _show(document: dict[str, Any], response: Response, screen: Screen) -> None:
         line, mean = [row[at] for row in response.scores], response.mean[at]
         span = f"{mean.low:.4f} .. {mean.high:.4f}" if mean.has_interval else "-"
         grid.add_row(f"{dose:g}", f"{mean.best:.4f}", span, f"{min(line):.4f}", f"{max(line):.4f}")
-    screen.results.print(grid)
+    screen.table(grid)
     screen.results.print(
         f"half-dose {response.half_dose:.3f}; 10-point loss at {response.dose_of_loss():.3f}; "
         f"critical dose: {response.critical.verdict}; area {response.area:.4f}; chance {response.chance:.3f}; "
         f"{len(response.scores)} orders",
         markup=False,
     )
-    for name, path in document["files"].items():
-        if path is not None:
-            screen.results.print(f"{name:<9} {path}", markup=False, soft_wrap=True)
+    screen.places(document["files"])

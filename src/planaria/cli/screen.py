@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from planaria.version import version
 
@@ -61,6 +62,19 @@ class Screen:
     def warn(self, text: str) -> None:
         """A warning on stderr."""
         self.errors.print(f"Warning: {text}", style="yellow", markup=False)
+
+    def table(self, grid: Table) -> None:
+        """A table on stdout; wide enough for itself where stdout is no terminal."""
+        if not self.results.is_terminal:
+            wide = self.results.measure(grid, options=self.results.options.update(max_width=400)).maximum
+            self.results.width = max(self.results.width, wide)
+        self.results.print(grid)
+
+    def places(self, files: dict[str, str | None]) -> None:
+        """Where the files are, on stdout."""
+        for name, path in files.items():
+            if path is not None:
+                self.results.print(f"{name:<9} {path}", markup=False, soft_wrap=True)
 
     def document(self, document: dict[str, Any]) -> None:
         """Print the document, if asked for."""

@@ -26,6 +26,7 @@ class Score:
         function: `(outputs [N, ...], targets [N, ...]) -> float`.
         chance: `(targets) -> float`, the score of guessing. 0 when not given.
         per_example: `(outputs, targets) -> Tensor [N]` whose mean is the score; None if it is not a mean.
+        bounds: Least and greatest possible score, to which intervals are clipped; None if there are none.
 
     Example:
         >>> import torch
@@ -38,6 +39,7 @@ class Score:
     function: Callable[[Tensor, Tensor], float]
     chance: Callable[[Tensor], float] = _no_chance
     per_example: Callable[[Tensor, Tensor], Tensor] | None = None
+    bounds: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         return f"SCORES[{self.name!r}]" if SCORES.get(self.name) is self else f"<Score {self.name}>"
@@ -104,7 +106,7 @@ def _r2(outputs: Tensor, targets: Tensor) -> float:
     return 1.0 - error / spread
 
 
-ACCURACY = Score("accuracy", _accuracy, _one_of_the_classes, _right)
+ACCURACY = Score("accuracy", _accuracy, _one_of_the_classes, _right, (0.0, 1.0))
 """Share of examples whose largest output is the label's.
 
 A row with any NaN or Inf is wrong, whatever its argmax. Chance is 1 / (classes present in the targets).

@@ -1,8 +1,8 @@
 """The critical dose: a fitted break in a response curve, tested against curves without one.
 
-Three descriptions of the mean curve compete, all fitted by least squares and all ending at the score of guessing:
-a steady decline, a break (two straight pieces, the second falling faster), and a smooth bend with as many parameters
-as the break. Bootstrap tests over draws decide between them, never the eye.
+Three descriptions of the mean curve compete, all fitted by least squares and all ending at the score of
+guessing: a steady decline, a break (two straight pieces, the second falling faster), and a smooth bend with
+as many parameters as the break. Bootstrap tests over draws decide between them, never the eye.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ class CriticalDose:
     The numbers are None where the question did not arise.
 
     Args:
-        estimate: Dose of the break with its 95 % interval; None where there is no break, or nothing was tested.
+        estimate: Dose of the break with its 95 % interval; None where there is no break, or nothing was
+            tested.
         p_value: Probability that a steady decline looks this much like a break. Above 0.05 there is no break.
         p_value_smooth: Probability that the fitted smooth curve looks this much like a break.
         p_value_break: Probability that the fitted break looks this much like a smooth curve.
-        bic_difference: BIC of the smooth curve minus BIC of the break on the mean curve: positive where the break
-            describes it better. Equal to the difference in AIC, as both have four parameters.
+        bic_difference: BIC of the smooth curve minus BIC of the break on the mean curve: positive where the
+            break describes it better. Equal to the difference in AIC, as both have four parameters.
         untested: Why nothing was fitted; empty where something was.
 
     Example:
@@ -76,14 +77,15 @@ def critical_dose(
     Fits to the mean curve over draws, by least squares:
     break: max(chance, a + b1 x + b2 max(0, x - c)) with b2 < 0 and b1 + b2 < 0; c is the critical dose;
     steady: max(chance, a + b x), or chance + a exp(-x / t);
-    smooth: the best of max(chance, cubic), of a sigmoid from a sloping plateau to chance (logistic or Gompertz
-    either way round, scale at least 0.02 of the dose range), and of the break with its corner rounded (10 to 90 % of
-    the change of slope take 0.2 or 0.4 of the dose range).
+    smooth: the best of max(chance, cubic), of a sigmoid from a sloping plateau to chance (logistic or
+    Gompertz either way round, scale at least 0.02 of the dose range), and of the break with its corner
+    rounded (10 to 90 % of the change of slope take 0.2 or 0.4 of the dose range).
 
-    Each p-value is a parametric bootstrap: draws are simulated as one fitted curve plus whole rows of residuals,
-    resampled, and the gain in squares over the variance of the mean curve is compared with the observed gain. The
-    interval is the percentile bootstrap of c over draws. If the curve falls from the first straight piece to chance
-    within one step of the doses, c is the middle of that step and the interval holds the whole step.
+    Each p-value is a parametric bootstrap: draws are simulated as one fitted curve plus whole rows of
+    residuals, resampled, and the gain in squares over the variance of the mean curve is compared with the
+    observed gain. The interval is the percentile bootstrap of c over draws. If the curve falls from the first
+    straight piece to chance within one step of the doses, c is the middle of that step and the interval holds
+    the whole step.
 
     Args:
         doses: Ascending doses [doses], the first of them 0.
@@ -93,8 +95,8 @@ def critical_dose(
         replicas: Number of bootstrap curves per test.
 
     Returns:
-        The critical dose. It says so if it was not tested: fewer than 6 doses or 5 draws, or an intact network not
-        better than chance.
+        The critical dose. It says so if it was not tested: fewer than 6 doses or 5 draws, or an intact
+        network not better than chance.
 
     Raises:
         InputError: Shapes do not fit, doses do not ascend from 0, a score is nan.
@@ -108,16 +110,19 @@ def critical_dose(
         >>> critical_dose(doses, curve + rng.normal(0, 0.02, (20, 21)), 0.1, rng).verdict
         'break at 0.5, sharper than a smooth curve'
 
-    Source: Hudson 1966, "Fitting segmented curves whose join points have to be estimated"; Davison & Hinkley 1997,
-    "Bootstrap methods and their application", chapter 4. Holds for this network and these test data: only the order
-    of damage varies between draws. The mean over draws that break at different doses is itself smooth.
+    Source: Hudson 1966, "Fitting segmented curves whose join points have to be estimated"; Davison & Hinkley
+    1997, "Bootstrap methods and their application", chapter 4. Holds for this network and these test data:
+    only the order of damage varies between draws. The mean over draws that break at different doses is itself
+    smooth.
     """
     x, curves = response_curves(doses, scores)
     intact = float(curves[:, 0].mean())
     if untested := _why_untested(len(x), len(curves), intact > chance):
         return CriticalDose(untested=untested)
     # As in half_dose, a score far below chance counts as the mirror image of the intact score.
-    x, heights = _thinned(x, np.maximum(curves, 2 * chance - intact) - chance)
+    heights = np.maximum(curves, 2 * chance - intact) - chance
+    span = float(x[-1])
+    x, heights = _thinned(x / span, heights)
     broken, steady, smooth = _broken(x), _steady(x), _smooth(x)
 
     p_value = _p_value(heights, steady, broken, rng, replicas)
@@ -125,14 +130,13 @@ def critical_dose(
         return CriticalDose(p_value=p_value)
     mean = heights.mean(axis=0, keepdims=True)
     fit = broken(mean)
-    best = float(fit.corner[0].mean())
+    best = span * float(fit.corner[0].mean())
     corners = broken(resampled_means(heights, rng, replicas)).corner
-    low = float(np.quantile(corners[:, 0], 0.025))
-    high = float(np.quantile(corners[:, 1], 0.975))
+    low, high = span * np.quantile(corners[:, 0], 0.025), span * np.quantile(corners[:, 1], 0.975)
     negligible = _negligible(mean)
     ratio = (smooth(mean).squares[0] + negligible) / (fit.squares[0] + negligible)
     return CriticalDose(
-        Estimate(min(best, low), best, max(best, high)),
+        Estimate(min(best, float(low)), best, max(best, float(high))),
         p_value,
         _p_value(heights, smooth, broken, rng, replicas),
         _p_value(heights, broken, smooth, rng, replicas),
@@ -141,7 +145,7 @@ def critical_dose(
 
 
 class _Fit(NamedTuple):
-    """Least-squares fits to several curves; `corner` is the range of equally good breaks, where there is one."""
+    """Least-squares fits to several curves; `corner` is the range of equally good breaks, or nan."""
 
     squares: Floats  # [curves]
     fitted: Floats  # [curves, doses]
@@ -163,7 +167,8 @@ def _thinned(x: Floats, heights: Floats) -> tuple[Floats, Floats]:
     if len(x) <= MOST_DOSES:
         return x, heights
     groups = np.array_split(np.arange(len(x)), MOST_DOSES)
-    return np.array([x[g].mean() for g in groups]), np.stack([heights[:, g].mean(axis=1) for g in groups], axis=1)
+    thin = np.stack([heights[:, g].mean(axis=1) for g in groups], axis=1)
+    return np.array([x[g].mean() for g in groups]), thin
 
 
 def _negligible(curves: Floats) -> float:
@@ -171,8 +176,10 @@ def _negligible(curves: Floats) -> float:
     return 1e-9 * float((curves**2).sum(axis=1).max())
 
 
-def _p_value(heights: Floats, null: _Fitter, other: _Fitter, rng: np.random.Generator, replicas: int) -> float:
-    """Share of simulated data sets, drawn from the fitted `null`, for which `other` gains as much on it as here."""
+def _p_value(
+    heights: Floats, null: _Fitter, other: _Fitter, rng: np.random.Generator, replicas: int
+) -> float:
+    """Share of data sets simulated from the fitted `null` in which `other` gains as much on it as here."""
     draws, mean = len(heights), heights.mean(axis=0, keepdims=True)
     residuals = heights - mean
     fit = null(mean)
@@ -191,21 +198,21 @@ def _p_value(heights: Floats, null: _Fitter, other: _Fitter, rng: np.random.Gene
 
 def _steady(x: Floats) -> _Fitter:
     line = np.stack((np.ones_like(x), x), axis=1)
-    decay = np.exp(-x / (x[-1] * np.geomspace(0.05, 20, 60)[:, None]))
+    decay = np.exp(-x / np.geomspace(0.05, 20, 60)[:, None])
     return _best_of(_floored([line]), _spanned(decay[:, :, None]))
 
 
 def _smooth(x: Floats) -> _Fitter:
     cubic = np.stack((np.ones_like(x), x, x**2, x**3), axis=1)
-    corners = x[-1] * np.linspace(0.05, 0.95, 37)
+    corners = np.linspace(0.05, 0.95, 37)
     rounded = [
-        np.stack((np.ones_like(x), x, np.logaddexp(0, (x - c) / (w * x[-1]))), axis=1)
+        np.stack((np.ones_like(x), x, np.logaddexp(0, (x - c) / w)), axis=1)
         for w in ROUNDED_CORNERS
         for c in corners
     ]
     middle = np.linspace(0.02, 1.3, 65)[:, None, None]
     scale = np.geomspace(NARROWEST_SIGMOID, 0.6, 22)[:, None]
-    z = np.clip((x / x[-1] - middle) / scale, -50, 50).reshape(-1, len(x))
+    z = np.clip((x - middle) / scale, -50, 50).reshape(-1, len(x))
     falls = np.concatenate((1 / (1 + np.exp(z)), np.exp(-np.exp(z)), 1 - np.exp(-np.exp(-z))))
     sigmoids = np.stack((falls, falls * x), axis=2)
     return _best_of(_floored([cubic, *rounded]), _spanned(sigmoids))
@@ -224,8 +231,8 @@ def _best_of(first: _Fitter, second: _Fitter) -> _Fitter:
 def _floored(bases: list[Floats]) -> _Fitter:
     """Fit of max(0, combination of the columns of a basis), the best over all bases [doses, columns].
 
-    Which doses lie above the floor is unknown: every leading run of doses is tried, the curve is fitted to it, and
-    the squares are counted over all doses with the floor in place.
+    Which doses lie above the floor is unknown: every leading run of doses is tried, the curve is fitted to
+    it, and the squares are counted over all doses with the floor in place.
     """
     doses = len(bases[0])
     hats = []
@@ -267,8 +274,9 @@ def _spanned(bases: Floats) -> _Fitter:
 def _broken(x: Floats) -> _Fitter:
     """Exact fit of a break over the floor.
 
-    For every leading run of doses above the floor and every dose i in it, the best corner between i and i + 1 is
-    where two separately fitted lines meet, if they meet there; otherwise it is at a dose, and a hinge is fitted.
+    For every leading run of doses above the floor and every dose i in it, the best corner between i and i + 1
+    is where two separately fitted lines meet, if they meet there; otherwise it is at a dose, and a hinge is
+    fitted.
     """
     doses = len(x)
     rows: list[Floats] = []
@@ -286,7 +294,9 @@ def _broken(x: Floats) -> _Fitter:
             if i < run - 2:
                 lines = np.zeros((4, doses))
                 lines[:2, : i + 1] = np.linalg.pinv(np.stack((np.ones(i + 1), x[: i + 1]), axis=1))
-                lines[2:, i + 1 : run] = np.linalg.pinv(np.stack((np.ones(run - i - 1), x[i + 1 : run]), axis=1))
+                lines[2:, i + 1 : run] = np.linalg.pinv(
+                    np.stack((np.ones(run - i - 1), x[i + 1 : run]), axis=1)
+                )
                 rows.append(lines)
                 split.append(i)
                 corner.append((math.nan, math.nan))

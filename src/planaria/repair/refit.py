@@ -149,7 +149,7 @@ class _Watch(TorchDispatchMode):
     """Calls `seen(reader, x, z)` at every reader; what it returns, if anything, replaces the output z in place."""
 
     def __init__(self, found: Mapping[str, Reader], seen: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._by_tag = {reader.tag: reader for reader in found.values()}
         self._seen = seen
         self._tags = Tags()

@@ -32,7 +32,7 @@ from planaria.report.reading import (
     spent,
     treatments,
 )
-from planaria.report.words import countings, margin, rescue_title
+from planaria.report.words import ledger_title, margin, rescue_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -162,6 +162,11 @@ def _measures(
     labels = [note.to_plotly_json() for note in figure.layout.annotations]
     choices = []
     for measure, word in MEASURES.items():
+        span = reach(value for xs in ledger for value in xs[measure])
+        # The label stands on the side of the line where there is room.
+        sides = {
+            name: ("right", -3) if hit[measure] > 0.5 * span[1] else ("left", 3) for name, hit in hits.items()
+        }
         lines = [
             {
                 "type": "line",
@@ -181,8 +186,8 @@ def _measures(
                 "y": 0.01,
                 "yref": "paper",
                 "yanchor": "bottom",
-                "xanchor": "left",
-                "xshift": 3,
+                "xanchor": sides[name][0],
+                "xshift": sides[name][1],
             }
             | {"text": f"{plain(name)}: last hit", "showarrow": False, "font": {"size": 13}}
             for name, hit in hits.items()
@@ -191,7 +196,7 @@ def _measures(
             "shapes": levels + lines,
             "annotations": labels + notes,
             "xaxis.title.text": f"{word}, counted from the undamaged network",
-            "xaxis.range": reach(value for xs in ledger for value in xs[measure]),
+            "xaxis.range": span,
         }
         choices.append(
             {"label": word, "method": "update", "args": [{"x": [xs[measure] for xs in ledger]}, change]}
@@ -287,7 +292,7 @@ def ledger_figure(document: Document) -> go.Figure | None:
     body = 30 * -place
     dress(
         figure,
-        countings(document) or "What rescue costs, in both countings",
+        ledger_title(document),
         "One marker per seed. Batch repairs are hit once, so both countings agree for them.",
         height=int(body + 280),
     )

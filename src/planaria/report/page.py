@@ -259,7 +259,10 @@ def _updates(estimate: object) -> dict[str, str]:
     if low == high:
         # One trial, or none of the spread that an interval would show.
         return {"value": count(best), "interval": ""}
-    return {"value": count(best), "interval": f"[{count(low)}, {'∞' if high is None else count(high)}]"}
+    return {
+        "value": count(best),
+        "interval": f"[{count(low)}, ∞)" if high is None else f"[{count(low)}, {count(high)}]",
+    }
 
 
 def _network(document: Document) -> dict[str, Any]:
@@ -335,10 +338,17 @@ def _files(document: Document, folder: Path | None) -> list[dict[str, str]]:
 
 
 def _pairs(values: object) -> list[tuple[str, str]]:
-    """Keys in words and values as text, in the order they came."""
+    """Keys in words and values as text, in the order they came; a long mapping becomes one line per key."""
     if not isinstance(values, Mapping):
         return []
-    return [(str(key).replace("_", " "), _text(value)) for key, value in values.items()]
+    pairs = []
+    for key, value in values.items():
+        word, text = str(key).replace("_", " "), _text(value)
+        if isinstance(value, Mapping) and len(text) > 80:
+            pairs += [(f"{word} {inner}", told) for inner, told in _pairs(value)]
+        else:
+            pairs.append((word, text))
+    return pairs
 
 
 def _text(value: object) -> str:
@@ -349,7 +359,10 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} = {_text(inner)}" for key, inner in value.items()) or DASH
+        return (
+            ", ".join(f"{str(key).replace('_', ' ')} = {_text(inner)}" for key, inner in value.items())
+            or DASH
+        )
     if isinstance(value, list | tuple):
         return ", ".join(_text(inner) for inner in value) or DASH
     return value if isinstance(value, str) else json.dumps(value, default=str)

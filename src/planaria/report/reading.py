@@ -238,7 +238,7 @@ def best_row(document: Document, dose: float) -> Mapping[str, Any] | None:
         after = interval(row.get("after"))[1]
         score = -math.inf if after is None else after
         if not rescues(row):
-            # What a repair spends on rescuing fewer than half of its trials has no median: the score decides.
+            # Rescues in a minority of trials are no basis for a comparison of costs: the score decides.
             return (0.0, score)
         trials = [trial for trial in rows_at(document, dose) if trial["repair"] == row.get("repair")]
         costs = (
@@ -256,10 +256,9 @@ def best_row(document: Document, dose: float) -> Mapping[str, Any] | None:
 
 
 def rescues(row: Mapping[str, Any] | None) -> bool:
-    """Whether a summary row rescued at least half of its trials, and at least one."""
-    rescued = number((row or {}).get("rescued")) or 0.0
-    trials = number((row or {}).get("trials")) or 0.0
-    return rescued > 0 and 2 * rescued >= trials
+    """Whether a summary row rescued more than half of its trials."""
+    rescued, trials = (number((row or {}).get(key)) or 0.0 for key in ("rescued", "trials"))
+    return 2 * rescued > trials
 
 
 def response_of(document: Document) -> dict[str, Any] | None:

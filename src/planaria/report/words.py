@@ -23,6 +23,7 @@ from planaria.report.reading import (
     rescues,
     response_of,
     rows_at,
+    same_dose,
     treatments,
 )
 
@@ -45,6 +46,16 @@ def updates(value: float | None) -> str:
         ('1 update', '1,200 updates')
     """
     return f"{count(value)} update{'' if value == 1 else 's'}"
+
+
+def seeds(some: float, all_of_them: float) -> str:
+    """How many of the seeds.
+
+    Example:
+        >>> seeds(1, 2)
+        '1 of 2 seeds'
+    """
+    return f"{count(some)} of {count(all_of_them)} seed{'' if all_of_them == 1 else 's'}"
 
 
 def budget(document: Document) -> str:
@@ -83,23 +94,34 @@ def headline(document: Document) -> str:
     won = [dose for dose, row in best.items() if rescues(row) and dose not in easy]
     lost = [dose for dose, row in best.items() if not rescues(row)]
 
-    def at(chosen: list[float]) -> str:
-        few = len(chosen) < 5
-        return f"dose {listing([say.dose(dose) for dose in chosen])}" if few else f"{len(chosen)} doses"
+    def at(chosen: list[float], partly: str) -> str:
+        if len(chosen) > 4:
+            return f"{len(chosen)} doses"
+        told = []
+        for dose in chosen:
+            rows = [row for row in document["summary"] if same_dose(row.get("dose"), dose)]
+            row = (
+                best[dose] if rescues(best[dose]) else max(rows, key=lambda r: number(r.get("rescued")) or 0)
+            )
+            done, trials = number(row.get("rescued")) or 0, number(row.get("trials")) or 0
+            told.append(
+                say.dose(dose) + (f" ({partly.format(seeds(done, trials))})" if 0 < done < trials else "")
+            )
+        return f"dose {listing(told)}"
 
     parts = []
     if won:
         everywhere = len(won) == len(best) > 1
-        where = f"every tested dose up to {say.dose(won[-1])}" if everywhere else at(won)
+        where = f"every tested dose up to {say.dose(won[-1])}" if everywhere else at(won, "{}")
         names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
         by = f"cheapest by {listing(names[:3])}" if len(treatments(document)) > 1 else f"by {names[0]}"
         parts.append(f"rescued at {where}, {by}")
     if lost:
         nothing = len(lost) == len(best)
-        where = "any tested dose" if nothing and len(lost) > 1 else at(lost)
+        where = "any tested dose" if nothing and len(lost) > 1 else at(lost, "only {}")
         parts.append(f"not rescued at {where}" + (f" within {budget(document)}" if nothing else ""))
     if easy:
-        parts.append(f"no repair is needed at {at(easy)}")
+        parts.append(f"no repair is needed at {at(easy, '{}')}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 
@@ -146,16 +168,23 @@ def rescue_title(document: Document, dose: float) -> str:
     reached = {name: value for name, value in after.items() if value is not None}
     order = sorted(reached, key=lambda name: (name != first, reached[name]))
     if not order:
-        seeds = "the network" if all(len(rows) == 1 for rows in groups.values()) else "half of the seeds"
-        return f"Dose {say.dose(dose)}: no repair rescues {seeds} within {budget(document)}"
+        whom = "the network" if all(len(rows) == 1 for rows in groups.values()) else "half of the seeds"
+        return f"Dose {say.dose(dose)}: no repair rescues {whom} within {budget(document)}"
+    done = {name: sum(bool(row.get("rescued")) for row in groups[name]) for name in order}
+    called = {
+        name: name if done[name] == len(groups[name]) else f"{name} ({seeds(done[name], len(groups[name]))})"
+        for name in order
+    }
     at_once = [name for name in order if not reached[name]]
     later = [name for name in order if reached[name]]
     parts = []
     if at_once:
-        parts.append(f"{listing(at_once)} rescue{'s' if len(at_once) == 1 else ''} before the first update")
+        parts.append(
+            f"{listing([called[name] for name in at_once])} rescue{'s' if len(at_once) == 1 else ''} before the first update"
+        )
     for name in later[: 3 - len(parts)]:
         time = count(reached[name]) if parts else updates(reached[name])
-        parts.append(f"{name} {'' if parts else 'rescues '}after {time}")
+        parts.append(f"{called[name]} {'' if parts else 'rescues '}after {time}")
     return f"Dose {say.dose(dose)}: " + ", ".join(parts)
 
 
@@ -183,6 +212,13 @@ def countings(document: Document) -> str:
         rival = "retrain" if "retrain" in batch else min(batch, key=lambda name: batch[name], default=None)
         return f"{text}; {rival} needs {count(batch[rival])}" if rival else text
     return ""
+
+
+def ledger_title(document: Document) -> str:
+    """What the costs of the trials show, in both countings."""
+    trials = [row for dose in doses(document) for row in rows_at(document, dose) if row["repair"] != CONTROL]
+    done = sum(row.get("rescue_cost") is not None for row in trials)
+    return countings(document) or f"{done} of {len(trials)} trials are rescued within {budget(document)}"
 
 
 def verdict(document: Document) -> list[tuple[str, list[str]]]:

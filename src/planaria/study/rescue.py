@@ -332,9 +332,11 @@ class Comparison:
 
     Attributes:
         attempts: All of them.
+        bounds: Least and greatest possible score, if there are any.
     """
 
     attempts: tuple[Attempt, ...]
+    bounds: tuple[float, float] | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -343,7 +345,7 @@ class Comparison:
 
     def summary(self) -> list[dict[str, Any]]:
         """One plain row per repair and dose; see `summarise`."""
-        return summarise(self.rows)
+        return summarise(self.rows, self.bounds)
 
     def __str__(self) -> str:
         lines = [f"{'repair':<20}{'dose':>6}  {'damaged':<24}{'after':<24}{'rescued':<9}updates to rescue"]
@@ -352,7 +354,7 @@ class Comparison:
             time = "not within the budget" if median is None else f"{median['best']:g}"
             damaged, after = (Estimate(**_floats(row[key])) for key in ("damaged", "after"))
             rescued = f"{row['rescued']}/{row['trials']}"
-            lines.append(f"{row['repair']:<20}{row['dose']:>6g}  {damaged!s:<24}{after!s:<24}{rescued:<9}{time}")
+            lines.append(f"{row['repair']:<20}{row['dose']:>6g}  {f'{damaged:.3f}':<24}{f'{after:.3f}':<24}{rescued:<9}{time}")
         return "\n".join(lines)
 
 
@@ -360,7 +362,9 @@ def _floats(estimate: Mapping[str, float | None]) -> dict[str, float]:
     return {key: float("nan") if value is None else value for key, value in estimate.items()}
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None = None
+) -> list[dict[str, Any]]:
     """Means over seeds with 95 % intervals, and median times to rescue by Kaplan-Meier, per repair and dose.
 
     Attempts that were not rescued count as censored at their total cost. Times are updates, counted in total from the
@@ -368,6 +372,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         rows: As made by `Attempt.row`.
+        bounds: Least and greatest possible score, to which intervals are clipped.
 
     Returns:
         One dictionary per repair and dose, in the order of appearance.
@@ -375,12 +380,14 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     cells: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["repair"], row["dose"]), []).append(row)
-    return [_summary(repair, dose, members) for (repair, dose), members in cells.items()]
+    return [_summary(repair, dose, members, bounds) for (repair, dose), members in cells.items()]
 
 
-def _summary(repair: str, dose: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(
+    repair: str, dose: float, rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None
+) -> dict[str, Any]:
     def mean(key: str) -> dict[str, float | None]:
-        return mean_interval([row[key] for row in rows]).to_dict()
+        return mean_interval([row[key] for row in rows], within=bounds).to_dict()
 
     def median(key: str, total: str) -> dict[str, float | None] | None:
         seen = [row[key] is not None for row in rows]
@@ -466,7 +473,8 @@ def rescue(
             for seed in seeds
             for dose in doses
             for name, repair in repairs.items()
-        )
+        ),
+        task.scorer.bounds,
     )
 
 
@@ -507,4 +515,4 @@ def compare(
             run = _Run(hurt, hurt, task, criterion, within)
             run.follow(hurt, flow, stream(seed, "repair", name, 1), 1.0)
             attempts.append(run.result(name, 0.0, seed, Baseline(to, test), test))
-    return Comparison(tuple(attempts))
+    return Comparison(tuple(attempts), task.scorer.bounds)

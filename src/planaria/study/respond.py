@@ -46,6 +46,7 @@ class Response:
         chance: Score of guessing.
         unit: What the dose counts.
         seed: Seed of the orders.
+        bounds: Least and greatest possible score, if there are any.
     """
 
     doses: tuple[float, ...]
@@ -53,6 +54,7 @@ class Response:
     chance: float
     unit: str
     seed: int
+    bounds: tuple[float, float] | None = None
 
     @property
     def intact(self) -> float:
@@ -62,7 +64,7 @@ class Response:
     @cached_property
     def mean(self) -> tuple[Estimate, ...]:
         """Mean score at each dose, with its 95 % interval."""
-        return tuple(mean_interval(column) for column in zip(*self.scores, strict=True))
+        return tuple(mean_interval(column, within=self.bounds) for column in zip(*self.scores, strict=True))
 
     @cached_property
     def half_dose(self) -> Estimate:
@@ -107,8 +109,11 @@ class Response:
 
     def __str__(self) -> str:
         lines = [f"dose ({self.unit})  score"]
-        lines += [f"{dose:<20g}{score}" for dose, score in zip(self.doses, self.mean, strict=True)]
-        lines.append(f"half-dose {self.half_dose}, 10-point loss at {self.dose_of_loss()}, {self.critical.verdict}")
+        lines += [f"{dose:<20g}{score:.3f}" for dose, score in zip(self.doses, self.mean, strict=True)]
+        lines.append(
+            f"half-dose {self.half_dose:.3f}; 10-point loss at {self.dose_of_loss():.3f}; "
+            f"critical dose: {self.critical.verdict}"
+        )
         return "\n".join(lines)
 
 
@@ -147,7 +152,7 @@ def collect(points: Sequence[Point], damage: Damage, task: Task, seed: int) -> R
     doses = tuple(sorted({point.dose for point in points}))
     known = {(point.draw, point.dose): point.score for point in points}
     rows = tuple(tuple(known[draw, dose] for dose in doses) for draw in sorted({p.draw for p in points}))
-    return Response(doses, rows, task.chance, damage.site.dose.unit, seed)
+    return Response(doses, rows, task.chance, damage.site.dose.unit, seed, task.scorer.bounds)
 
 
 def respond(
