@@ -1,263 +1,51 @@
 """The one table of cases: networks, tasks, faults, sites, operators and flows that every law is tried on.
 
-Each row builds what it names by a function and carries its seed; a new network, operator or flow is one row here and
-inherits all laws. Networks are tiny, have random weights of trained-like size, and random normalisation statistics, so
-that nothing is zero, one or symmetric by accident.
+Each row builds what it names by a function and carries its seed; a new network, operator or flow is one row
+here and inherits all laws. Networks are tiny, have random weights of trained-like size, and random normalisation
+statistics, so that nothing is zero, one or symmetric by accident.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from planaria.core.anatomy import Anatomy, Unit
-from planaria.core.motion import After, Chain, Flow, Operator, after, chain, repeat, settle, steps
+from architectures import (
+    CalledTwice,
+    Choosing,
+    Concatenating,
+    Decoder,
+    Encoder,
+    Functional,
+    Gated,
+    GroupedQueries,
+    Recurrent,
+    Residual,
+    SeparateProjections,
+    StackedHeads,
+    Tied,
+    Tokens,
+    TwoViews,
+    WrittenOut,
+)
+from planaria.core.anatomy import Anatomy
+from planaria.core.motion import after, chain, repeat, settle, steps
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.core.tap import tap
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Fault, Noise, Silence, StuckAt
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, Site
+from planaria.measure.datasets import task
 from planaria.measure.task import Task
 from planaria.repair.refit import Refit, Sidecar, Teacher
 from planaria.repair.regrow import Regrow
 from planaria.repair.retrain import SGD, Adam, AdamW, Retrain
-
-# --------------------------------------------------------------------------------------------------- modules
-
-
-class Residual(nn.Module):
-    """Stem, two blocks with an addition in place, mean over positions: the form of small image networks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(4)
-        self.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(4)
-        self.down = nn.Conv2d(4, 6, 1, stride=2, bias=False)
-        self.bn3 = nn.BatchNorm2d(6)
-        self.conv3 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
-        self.bn4 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.stem(x)), inplace=True)
-        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
-        branch += x
-        x = F.relu(branch, inplace=True)
-        out = self.bn4(self.conv3(x))
-        out += self.bn3(self.down(x))
-        return self.fc(F.relu(out).mean((2, 3)))
-
-
-class Encoder(nn.Module):
-    """A classifier on `nn.TransformerEncoder`, post-norm with ReLU or pre-norm with GELU."""
-
-    def __init__(self, pre: bool) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(
-            8, 2, 6, dropout=0.1, batch_first=True, norm_first=pre, activation="gelu" if pre else "relu"
-        )
-        self.embed = nn.Linear(5, 8)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(8)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.encoder(self.embed(x)).mean(1)))
-
-
-class StackedHeads(nn.Module):
-    """Attention by hand with one weight per head, stacked [head, width, head width]: research code's form."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(5, 8)
-        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.randn(2, 8, 4)) for _ in range(3))
-        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.randn(2, 4)) for _ in range(3))
-        self.W_O = nn.Parameter(torch.randn(2, 4, 8))
-        self.b_O = nn.Parameter(torch.randn(8))
-        self.norm = nn.LayerNorm(8)
-        self.W_in, self.b_in = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
-        self.W_out, self.b_out = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        y = self.norm(x)
-        q = torch.einsum("bpd,hde->bphe", y, self.W_Q) + self.b_Q
-        k = torch.einsum("bpd,hde->bphe", y, self.W_K) + self.b_K
-        v = torch.einsum("bpd,hde->bphe", y, self.W_V) + self.b_V
-        pattern = (torch.einsum("bqhe,bkhe->bhqk", q, k) / 2.0).softmax(-1)
-        z = torch.einsum("bkhe,bhqk->bqhe", v, pattern)
-        x = x + torch.einsum("bqhe,hed->bqd", z, self.W_O) + self.b_O
-        x = x + F.gelu(x @ self.W_in + self.b_in) @ self.W_out + self.b_out
-        return self.head(x.mean(1))
-
-
-class SeparateProjections(nn.Module):
-    """Attention with q, k, v and o as layers and the fused attention function: the form of large language models."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
-        self.o = nn.Linear(6, 6)
-        self.up, self.down = nn.Linear(6, 5), nn.Linear(5, 6)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        q, k, v = (layer(x).view(n, t, 3, d // 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(mixed.transpose(1, 2).reshape(n, t, d))
-        x = x + self.down(F.silu(self.up(x)))
-        return self.head(x[:, -1])
-
-
-class Recurrent(nn.Module):
-    """A recurrent layer and a readout of its last state."""
-
-    def __init__(self, rnn: type[nn.LSTM] | type[nn.GRU]) -> None:
-        super().__init__()
-        self.rnn = rnn(4, 5, batch_first=True)
-        self.fc1 = nn.Linear(5, 4)
-        self.fc2 = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out, _ = self.rnn(x)
-        return self.fc2(torch.relu(self.fc1(out[:, -1])))
-
-
-class CalledTwice(nn.Module):
-    """One layer called twice in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 5)
-        self.shared = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
-        return self.head(torch.relu(self.shared(torch.relu(self.shared(x)))))
-
-
-class TwoViews(nn.Module):
-    """One layer called on two parts of the input, its outputs read by two other layers: a siamese network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(3, 5)
-        self.left, self.right = nn.Linear(5, 3), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = x[:, :3], x[:, 3:]
-        return self.left(torch.relu(self.shared(a))) + self.right(torch.relu(self.shared(b)))
-
-
-class Tied(nn.Module):
-    """Two layers with one weight, read the one way and the other: an autoencoder with a readout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = nn.Linear(6, 4)
-        self.decode = nn.Linear(4, 6)
-        self.decode.weight = nn.Parameter(torch.empty(0))
-        self.middle = nn.Linear(6, 6)
-        self.output = nn.Linear(6, 6)
-        self.output.weight = self.middle.weight
-        self.head = nn.Linear(6, 3)
-        del self.decode
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.encode(x)) @ self.encode.weight
-        return self.head(torch.relu(self.output(torch.relu(self.middle(x)))))
-
-
-class Tokens(nn.Module):
-    """Whole-number inputs: an embedding whose weight is also the output head's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(7, 6)
-        self.fc1, self.fc2 = nn.Linear(6, 5), nn.Linear(5, 6)
-        self.head = nn.Linear(6, 7, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.fc2(torch.relu(self.fc1(self.embed(x).mean(1)))))
-
-
-class Choosing(nn.Module):
-    """The data decide which of two layers is used, and a number read off the activation rescales it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 5)
-        self.positive, self.negative = nn.Linear(5, 4), nn.Linear(5, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.positive if float(x.mean()) > -2.0 else self.negative
-        x = torch.relu(self.first(x))
-        x = x / (1.0 + float(x.sum()))
-        return self.head(torch.relu(branch(x)))
-
-
-class Functional(nn.Module):
-    """No layers at all: bare parameters and functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w1, self.b1 = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
-        self.w2, self.b2 = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x @ self.w1 + self.b1) @ self.w2 + self.b2
-
-
-class Concatenating(nn.Module):
-    """Two branches joined by concatenation, one of them read twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 2, 1)
-        self.norm = nn.BatchNorm2d(5)
-        self.mix = nn.Conv2d(5, 4, 3)
-        self.fc = nn.Linear(4 * 4 + 3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(self.a(x))
-        joined = torch.relu(self.norm(torch.cat([a, torch.relu(self.b(x))], 1)))
-        mixed = F.max_pool2d(torch.relu(self.mix(joined)), 2)
-        return self.fc(torch.cat([mixed.flatten(1), a.amax((2, 3))], 1))
-
-
-class Gated(nn.Module):
-    """A gated linear unit: two layers whose outputs are multiplied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.up = nn.Linear(6, 5), nn.Linear(6, 5)
-        self.down = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
 
 # -------------------------------------------------------------------------------------------------- networks
 
@@ -317,14 +105,14 @@ class NetworkCase:
         return _task(self.name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _network(name: str) -> Network:
     case = NETWORKS[name]
     net = Network.of(case.build(), case.inputs(3))
     return tap(net, case.taps) if case.taps else net
 
 
-@lru_cache(maxsize=None)
+@cache
 def _task(name: str) -> Task:
     case = NETWORKS[name]
     parts = []
@@ -339,7 +127,7 @@ def _task(name: str) -> Task:
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Weights of trained-like size everywhere; normalisations with scales, shifts and statistics far from 1 and 0."""
+    """Weights of trained-like size; normalisations with scales, shifts, statistics far from 1 and 0."""
     rng = stream(seed, "weights")
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
     with torch.no_grad():
@@ -543,6 +331,38 @@ _ROWS = (
         ("q", "k", "v", "head"),
     ),
     NetworkCase(
+        "attention-written-out",
+        29,
+        WrittenOut,
+        (4, 6),
+        {"attention": (2, "head", "outgoing"), "out": (6, "branch", "incoming")},
+        ("qkv", "head"),
+    ),
+    NetworkCase(
+        "attention-grouped",
+        30,
+        GroupedQueries,
+        (4, 6),
+        {"attention": (4, "head", "outgoing"), "o": (6, "branch", "incoming")},
+        ("q", "k", "v", "head"),
+    ),
+    NetworkCase(
+        "decoder",
+        31,
+        Decoder,
+        (4, 6),
+        {
+            "memory": (6, "neuron", "both"),
+            "layer.self_attn": (2, "head", "outgoing"),
+            "layer.multihead_attn": (2, "head", "outgoing"),
+            "layer.linear1": (5, "neuron", "both"),
+            **_branches(
+                ("layer.self_attn.out_proj", 6), ("layer.multihead_attn.out_proj", 6), ("layer.linear2", 6)
+            ),
+        },
+        ("layer.self_attn.in_proj_weight", "layer.multihead_attn.in_proj_weight", "head"),
+    ),
+    NetworkCase(
         "lstm-tapped",
         15,
         lambda: Recurrent(nn.LSTM),
@@ -613,6 +433,29 @@ _ROWS = (
         ("4",),
     ),
     NetworkCase(
+        "log-softmax",
+        32,
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.LogSoftmax(-1)),
+        (6,),
+        _both(("0", 5)),
+        ("2",),
+    ),
+    NetworkCase(
+        "lstm-double",
+        33,
+        lambda: Recurrent(nn.LSTM),
+        (4, 4),
+        # In double precision torch has no fused kernel: what the inputs add to the gates is a branch.
+        {
+            "rnn.weight_ih_l0": (20, "branch", "incoming"),
+            "rnn": (5, "tap", "incoming"),
+            "fc1": (4, "neuron", "both"),
+        },
+        ("rnn.weight_hh_l0", "fc2"),
+        taps=("rnn",),
+        double=True,
+    ),
+    NetworkCase(
         "tokens-wise",
         28,
         lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)),
@@ -622,3 +465,149 @@ _ROWS = (
     ),
 )
 NETWORKS: dict[str, NetworkCase] = {case.name: case for case in _ROWS}
+
+# ------------------------------------------------------------------------------------------- faults and sites
+
+FAULTS: dict[str, Fault] = {
+    "silence": Silence(),
+    "silence-passing": Silence(lasting=False),
+    "stuck": StuckAt(0.7),
+    "stuck-passing": StuckAt(-0.3, lasting=False),
+    "noise": Noise(0.5),
+    "noise-lasting": Noise(0.2, lasting=True),
+}
+
+SITES: dict[str, Callable[[NetworkCase], Site]] = {
+    "random": lambda case: RandomUnits(),
+    "random-every-kind": lambda case: RandomUnits(kinds=Anatomy.of(case.network()).kinds),
+    "random-count": lambda case: RandomUnits(Dose("units")),
+    "random-per-layer": lambda case: RandomUnits(per_layer=True),
+    "random-one-layer": lambda case: RandomUnits(Dose("units"), layers=(next(iter(case.units)),)),
+    "ranked": lambda case: RankedUnits(Anatomy.of(case.network()).units()[::-1]),
+    "ranked-per-layer": lambda case: RankedUnits(Anatomy.of(case.network()).units(), per_layer=True),
+    "entries": lambda case: RandomEntries(),
+    "entries-count": lambda case: RandomEntries(Dose("entries")),
+}
+
+
+def shifted(case: NetworkCase) -> RandomUnits:
+    """Units that have a shift, which is what StuckAt needs."""
+    groups = Anatomy.of(case.network()).groups
+    return RandomUnits(layers=tuple(group.layer for group in groups if group.owners["shift"]))
+
+
+# --------------------------------------------------------------------------------------- operators and flows
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operator or a flow, made for a network.
+
+    Attributes:
+        name: For the test's name.
+        make: Builds it for a network of the table.
+        draws: Whether its result depends on the stream.
+    """
+
+    name: str
+    make: Callable[[NetworkCase], Any]
+    draws: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def hurt(case: NetworkCase, dose: float = 0.4) -> Network:
+    """The network with some units silenced."""
+    return Damage(Silence(), RandomUnits()).at(dose)(case.network(), stream(case.seed, "hurt"))
+
+
+@cache
+def sidecar(name: str) -> Sidecar:
+    """Moments of the intact network."""
+    return Sidecar.of(NETWORKS[name].network(), NETWORKS[name].inputs(32, "moments"))
+
+
+def teacher(case: NetworkCase) -> Teacher:
+    """The intact network with unlabelled inputs."""
+    return Teacher(case.network(), case.inputs(32, "moments"))
+
+
+def _retrain(case: NetworkCase) -> Retrain:
+    return Retrain(case.task(), SGD(0.05, momentum=0.9, decay=0.01), batch=8)
+
+
+_OPERATOR_ROWS = (
+    Row("silence", lambda case: Damage(Silence(), RandomUnits()).at(0.5)),
+    Row("silence-per-layer", lambda case: Damage(Silence(), RandomUnits(per_layer=True)).at(0.3)),
+    Row("silence-ranked", lambda case: Damage(Silence(), SITES["ranked"](case)).at(0.4), draws=False),
+    Row("stuck", lambda case: Damage(StuckAt(0.7), shifted(case)).at(0.5)),
+    Row("noise", lambda case: Damage(Noise(0.5), RandomUnits()).at(0.5)),
+    Row("edges", lambda case: Damage(Silence(), RandomEntries()).at(0.3)),
+    Row("noisy-edges", lambda case: Damage(Noise(0.3, lasting=True), RandomEntries()).at(0.3)),
+    Row("regrow", lambda case: chain(Damage(Silence(), RandomUnits()).at(0.6), Regrow())),
+    Row("settled", lambda case: settle(_retrain(case), steps(2))),
+    Row(
+        "cycle",
+        lambda case: chain(Damage(Silence(), RandomUnits()).at(0.2), settle(_retrain(case), steps(2))),
+    ),
+)
+OPERATORS: dict[str, Row] = {row.name: row for row in _OPERATOR_ROWS}
+
+_FLOW_ROWS = (
+    Row("retrain-sgd", _retrain),
+    Row("retrain-adam", lambda case: Retrain(case.task(), Adam(0.01, decay=0.01), batch=8)),
+    Row("retrain-adamw", lambda case: Retrain(case.task(), AdamW(0.01, decay=0.1), batch=8, horizon=3)),
+    Row("regrow-retrain", lambda case: after(Regrow(), _retrain(case))),
+    Row("regrow-only-new", lambda case: after(Regrow(others=0), _retrain(case))),
+    Row("refit-sidecar", lambda case: Refit(sidecar(case.name)), draws=False),
+    Row("refit-teacher", lambda case: Refit(teacher(case)), draws=False),
+    Row("refit-retrain", lambda case: after(settle(Refit(sidecar(case.name))), _retrain(case))),
+    Row(
+        "turnover",
+        lambda case: repeat(
+            chain(Damage(Silence(), RandomUnits()).at(0.1), Regrow(), settle(_retrain(case), steps(1)))
+        ),
+    ),
+)
+FLOWS: dict[str, Row] = {row.name: row for row in _FLOW_ROWS}
+
+
+# ------------------------------------------------------------------------------------------------------ tasks
+
+
+def _plane(name: str, target: Callable[[Tensor], Tensor], loss: str, score: str) -> Task:
+    parts = []
+    for split, count in (("train", 96), ("validation", 32), ("test", 64)):
+        x = torch.randn(count, 2, generator=stream(0, name, split))
+        parts.append((x, target(x)))
+    return Task.of(name, parts[0], parts[2], validation=parts[1], loss=loss, score=score)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "clouds": lambda: _plane(
+        "clouds",
+        lambda x: (x @ torch.tensor([[1.0, -1.0, 0.5], [0.2, 0.7, -1.0]])).argmax(1),
+        "cross_entropy",
+        "accuracy",
+    ),
+    "surface": lambda: _plane("surface", lambda x: torch.sin(x[:, :1]) * x[:, 1:], "mse", "r2"),
+    "digits": lambda: task("digits"),
+}
+
+
+def model_for(name: str, seed: int = 0) -> nn.Module:
+    """A small untrained module for one of TASKS."""
+    wide, out = {"clouds": (2, 3), "surface": (2, 1), "digits": (64, 10)}[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(wide, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, out))
+
+
+@cache
+def trained(name: str) -> tuple[Network, Task]:
+    """A network that has learnt one of TASKS, and the task."""
+    learnt = TASKS[name]()
+    net = Network.of(model_for(name), learnt.train.inputs)
+    flow = Retrain(learnt, Adam(0.01), batch=32)
+    return settle(flow, steps(150))(net, stream(0, "train", name)), learnt

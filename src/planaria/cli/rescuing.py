@@ -15,7 +15,7 @@ from planaria.campaign.files import check_folder, write_atomic
 from planaria.cli import inputs
 from planaria.cli.repairs import MEANINGS, Settings, build_repairs, checked_names
 from planaria.cli.running import Run, begin, files, folder_for
-from planaria.cli.screen import Screen, Stopped, plain
+from planaria.cli.screen import Screen, Stopped
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Budget, Flow, multiply_adds
@@ -284,7 +284,7 @@ class _Rescues:
                 mark = self._mark(name, dose, seed)
                 if mark not in self.run.ledger:
                     row = self._attempt(name, dose, seed).row()
-                    self.run.ledger.record(mark, {"what": "attempt", "row": plain(row)})
+                    self.run.ledger.record(mark, {"what": "attempt", "row": row})
                 stored: Any = self.run.ledger[mark]["row"]
                 rows.append(dict(stored))
                 steps.done(what=f"rescues (dose {dose:g}, {name})")

@@ -216,11 +216,13 @@ class Graph:
         calls: In order of execution.
         outputs: Values the network returned.
         reads: Weight name -> indices of the calls that read it, rearrangements of the weight itself left out.
+        examples: Rows of the inputs.
     """
 
     calls: list[Call]
     outputs: list[Value]
     reads: dict[str, set[int]]
+    examples: int
 
     def is_output(self, value: Value) -> bool:
         """Whether the network returned this value."""
@@ -246,13 +248,30 @@ def trace(net: Network, inputs: Tensor) -> Graph:
     outputs = run(net, inputs, recorder)
     found: list[Value] = []
     _walk(outputs, lambda leaf: found.append(recorder.value(leaf)) if isinstance(leaf, Tensor) else None)
+    needed = _needed(recorder.calls, found)
     reads: dict[str, set[int]] = {name: set() for name in net.weights}
     for at, call in enumerate(recorder.calls):
         for value in call.inputs:
+            value.uses = [use for use in value.uses if use in needed]
+            if at not in needed:
+                continue
             if not (value.weight is not None and call.rearranges and not call_is_active(call)):
                 for name in value.sources:
                     reads[name].add(at)
-    return Graph(recorder.calls, found, reads)
+    return Graph(recorder.calls, found, reads, len(inputs))
+
+
+def _needed(calls: list[Call], outputs: list[Value]) -> set[int]:
+    """Calls on which the outputs depend; what is computed and thrown away says nothing about units."""
+    makers = {id(value): at for at, call in enumerate(calls) for value in call.outputs if value is not None}
+    waiting = [makers[id(value)] for value in outputs if id(value) in makers]
+    needed: set[int] = set()
+    while waiting:
+        at = waiting.pop()
+        if at not in needed:
+            needed.add(at)
+            waiting.extend(makers[id(value)] for value in calls[at].inputs if id(value) in makers)
+    return needed
 
 
 def call_is_active(call: Call) -> bool:

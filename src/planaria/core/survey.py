@@ -82,8 +82,8 @@ def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
         head.layer = _common(
             head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)]
         )
-        while head.layer in found:
-            head.layer += "'"
+        while head.layer in found or head.layer in made:
+            head.layer += ".heads"
         found[head.layer] = head
     for finding in made.values():
         reason = _close(graph, finding)
@@ -337,7 +337,9 @@ def _close(graph: Graph, finding: Finding) -> str:
     )
     if complete:
         finding.owners["outgoing"] = outgoing
-    if ends == {"output"} or not ends:
+    if not ends:
+        return "its activation is overwritten in place, or nothing reads it"
+    if not _is_read(graph, finding):
         return OUTPUTS
     known = {"read", "residual", *(end.what for end in finding.ends if end.what in NORMALISATIONS)}
     if finding.exact_by == "incoming" and not ends & known:
@@ -346,6 +348,22 @@ def _close(graph: Graph, finding: Finding) -> str:
         others = sorted(ends - {"read"}) or ["a weight that is used elsewhere too"]
         return f"its activation goes through {', '.join(others)}, and zero weights do not make it zero"
     return ""
+
+
+def _is_read(graph: Graph, finding: Finding) -> bool:
+    """Whether anything with weights comes after the units, on any way."""
+    waiting = list({at for end in finding.ends for at in [end.at] if at < len(graph.calls)})
+    seen: set[int] = set()
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        call = graph.calls[at]
+        if any(value.sources for value in call.inputs):
+            return True
+        waiting.extend(use for value in call.outputs if value is not None for use in value.uses)
+    return False
 
 
 def _is_product_weight(graph: Graph, name: str) -> bool:
@@ -375,30 +393,55 @@ def _columns_read(product: Product, labels: Tensor) -> Tensor | None:
 
 
 def _merge(a: Finding, b: Finding) -> Finding:
-    """A layer that is called twice: its units are silent only if every call's are."""
+    """A layer that is called twice: the same units again, silent only if every call's are; or further units."""
+    pairs = [(a.owners[role][name], b.owners[role][name]) for role in ROLES for name in a.owners[role].keys() & b.owners[role]]
+    if not any(bool(((one >= 0) & (two >= 0)).any()) for one, two in pairs):
+        _renumber(b, a.count)
+        a.count += b.count
+    elif a.count != b.count or any(bool((one != two).any()) for one, two in pairs):
+        a.quiet = False
     a.gates += b.gates
     a.ends += b.ends
     a.makers |= b.makers
     a.quiet = a.quiet and b.quiet
     for role in ROLES:
         for name, owner in b.owners[role].items():
-            if name in a.owners[role] and not bool((a.owners[role][name] == owner).all()):
-                a.quiet = False
-            a.owners[role][name] = owner
+            known = a.owners[role].get(name)
+            a.owners[role][name] = owner if known is None else torch.where(owner >= 0, owner, known)
+    a.count = max(a.count, b.count)
     return a
 
 
+def _renumber(finding: Finding, by: int) -> None:
+    """Count its units from `by` on."""
+    for owners in finding.owners.values():
+        for name, owner in owners.items():
+            owners[name] = torch.where(owner >= 0, owner + by, owner)
+    finding.gates = [(at, torch.where(labels >= 0, labels + by, labels)) for at, labels in finding.gates]
+    for end in finding.ends:
+        if end.labels is not None:
+            end.labels = torch.where(end.labels >= 0, end.labels + by, end.labels)
+
+
 def _heads(graph: Graph) -> list[Finding]:
-    """Attention heads: the axis before the last two of an attention's output or weights."""
+    """Attention heads: the axis before the last two of an attention's output or weights.
+
+    Where that axis is folded into the one of the examples, heads vary fastest; a wrong guess has no readers.
+    """
     heads = []
     for at, call in enumerate(graph.calls):
         out = call.outputs[0] if call.outputs else None
         fused = "scaled_dot_product" in call.name
-        if out is None or out.tensor.ndim != 4 or not out.active or not (fused or call.name == "_softmax"):
+        if out is None or not out.active or not (fused or call.name == "_softmax"):
             continue
-        count = out.tensor.shape[1]
-        labels = torch.arange(count).view(1, -1, 1, 1).expand(out.tensor.shape)
-        head = Finding("attention", "head", count, first=at)
+        shape = out.tensor.shape
+        if len(shape) == 4:
+            labels = torch.arange(shape[1]).view(1, -1, 1, 1).expand(shape)
+        elif len(shape) == 3 and shape[0] % graph.examples == 0:
+            labels = (torch.arange(shape[0]) % (shape[0] // graph.examples)).view(-1, 1, 1).expand(shape)
+        else:
+            continue
+        head = Finding("attention", "head", int(labels.max()) + 1, first=at)
         head.gates.append((at, labels))
         head.ends = _descend(graph, out, labels)
         head.quiet = False
@@ -457,7 +500,8 @@ def _places(graph: Graph, head: Finding) -> dict[int, list[Any]]:
         if first is None or labels.numel() != first.tensor.numel():
             return places
         labels, value = labels.expand(first.tensor.shape), first
-    places[at_scores] = [labels[:, h].unique() for h in range(head.count)]
+    heads = head.gates[0][1]
+    places[at_scores] = [labels[heads == h].unique() for h in range(head.count)]
     return places
 
 

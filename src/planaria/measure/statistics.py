@@ -273,7 +273,7 @@ class Survival:
         inside = (self.survival > 0) & (self.survival < 1)
         curve = np.where(inside, self.survival, 0.5)
         error = np.sqrt(np.where(inside, np.cumsum(self._greenwood), 0.0)) / -np.log(curve)
-        # At 0 the band is undefined above, and the curve is its only bound below; at 1 nothing has happened yet.
+        # At 0 the band has no upper side, and the curve is its lower; at 1 nothing has happened yet.
         lower = np.where(inside, curve ** np.exp(z * error), self.survival)
         upper = np.where(inside, curve ** np.exp(-z * error), 1.0)
         low, best, high = (self._first(band <= 0.5 + 1e-12) for band in (lower, self.survival, upper))
@@ -473,7 +473,7 @@ def response_curves(doses: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats
                [0.9, 0.5]])
     """
     x = _vector("doses", doses)
-    y = np.array(scores, dtype=np.float64)
+    y = _numbers("scores", scores)
     if y.ndim != 2 or y.shape[0] == 0 or y.shape[1] != len(x):
         raise InputError("scores", f"shape [draws, {len(x)}], one column per dose", f"shape {list(y.shape)}")
     if len(x) < 2 or x[0] != 0 or not (np.diff(x) > 0).all() or not math.isfinite(x[-1]):
@@ -489,7 +489,7 @@ def resampled_means(curves: Floats, rng: np.random.Generator, replicas: int) -> 
     """Mean curves of draws sampled with replacement, spread so that their percentiles hold for few draws too.
 
     mean + f * (mean of the resampled deviations), f = sqrt(n / (n - 1)) * t / z with n draws: the plain
-    bootstrap (f = 1) is too narrow by that factor, 10 % at 20 draws and 45 % at 5.
+    bootstrap (f = 1) is too narrow by that factor, 1.10 at 20 draws and 1.58 at 5.
 
     Args:
         curves: Finite scores [draws, doses], at least two draws.
@@ -542,8 +542,17 @@ def _interval_of_replicas(values: Floats, draws: int) -> Estimate:
 
 
 def _vector(where: str, values: ArrayLike) -> Floats:
-    numbers = np.array(values, dtype=np.float64)
+    numbers = _numbers(where, values)
     if numbers.ndim != 1 or len(numbers) == 0 or np.isnan(numbers).any():
         got = f"shape {list(numbers.shape)}" + (" with nan" if np.isnan(numbers).any() else "")
-        raise InputError(where, "a list of at least one number", got, "Give finite numbers in one row.")
+        raise InputError(where, "a list of at least one number", got, "Give numbers in one row.")
     return numbers
+
+
+def _numbers(where: str, values: ArrayLike) -> Floats:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            where, "numbers in rows of equal length", error, "Check how they were read."
+        ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +124,7 @@ def critical_dose(
     heights = np.maximum(curves, 2 * chance - intact) - chance
     span = float(x[-1])
     x, heights = _thinned(x / span, heights)
-    broken, steady, smooth = _broken(x), _steady(x), _smooth(x)
+    broken, steady, smooth = _fitters(tuple(x.tolist()))
 
     p_value = _p_value(heights, steady, broken, rng, replicas)
     if p_value > LEVEL:
@@ -194,6 +195,13 @@ def _p_value(
     simulated = fit.fitted + shifts
     gains = null(simulated).squares - other(simulated).squares
     return float((1 + np.count_nonzero(gains / noises >= gain / noise)) / (1 + replicas))
+
+
+@lru_cache(maxsize=4)
+def _fitters(doses: tuple[float, ...]) -> tuple[_Fitter, _Fitter, _Fitter]:
+    """Break, steady and smooth; preparing them takes as long as using them, and a study keeps its doses."""
+    x = np.array(doses)
+    return _broken(x), _steady(x), _smooth(x)
 
 
 def _steady(x: Floats) -> _Fitter:

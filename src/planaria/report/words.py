@@ -111,11 +111,17 @@ def headline(document: Document) -> str:
 
     parts = []
     if won:
-        everywhere = len(won) == len(best) > 1
-        where = f"every tested dose up to {say.dose(won[-1])}" if everywhere else at(won, "{}")
-        names = list(dict.fromkeys(str(best[dose].get("repair")) for dose in won))
-        by = f"cheapest by {listing(names[:3])}" if len(treatments(document)) > 1 else f"by {names[0]}"
-        parts.append(f"rescued at {where}, {by}")
+        whole = len(won) == len(best) > 1 and all(
+            best[dose].get("rescued") == best[dose].get("trials") for dose in won
+        )
+        where = f"every tested dose up to {say.dose(won[-1])}" if whole else at(won, "{}")
+        by: dict[str, list[str]] = {}
+        for dose in won:
+            by.setdefault(str(best[dose].get("repair")), []).append(say.dose(dose))
+        exact = len(by) > 1 and len(won) < 5
+        names = [name + (f" ({listing(which)})" if exact else "") for name, which in by.items()]
+        rivals = len(treatments(document)) > 1
+        parts.append(f"rescued at {where}, {'cheapest ' if rivals else ''}by {listing(names)}")
     if lost:
         nothing = len(lost) == len(best)
         where = "any tested dose" if nothing and len(lost) > 1 else at(lost, "only {}")
@@ -172,16 +178,15 @@ def rescue_title(document: Document, dose: float) -> str:
         return f"Dose {say.dose(dose)}: no repair rescues {whom} within {budget(document)}"
     done = {name: sum(bool(row.get("rescued")) for row in groups[name]) for name in order}
     called = {
-        name: name if done[name] == len(groups[name]) else f"{name} ({seeds(done[name], len(groups[name]))})"
+        name: name + ("" if done[name] == len(groups[name]) else f" ({seeds(done[name], len(groups[name]))})")
         for name in order
     }
     at_once = [name for name in order if not reached[name]]
     later = [name for name in order if reached[name]]
     parts = []
     if at_once:
-        parts.append(
-            f"{listing([called[name] for name in at_once])} rescue{'s' if len(at_once) == 1 else ''} before the first update"
-        )
+        verb = "rescues" if len(at_once) == 1 else "rescue"
+        parts.append(f"{listing([called[name] for name in at_once])} {verb} before the first update")
     for name in later[: 3 - len(parts)]:
         time = count(reached[name]) if parts else updates(reached[name])
         parts.append(f"{called[name]} {'' if parts else 'rescues '}after {time}")
