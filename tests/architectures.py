@@ -80,7 +80,7 @@ class StackedHeads(nn.Module):
 
 
 class SeparateProjections(nn.Module):
-    """Attention with q, k, v and o as layers and the fused attention function: as in large language models."""
+    """Layers for q, k, v and o and the fused attention function: as in large language models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Choosing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.positive if float(x.mean()) > -2.0 else self.negative
         x = torch.relu(self.first(x))
-        x = x / (1.0 + float(x.sum()))
+        x = x / (1.0 + float(x.detach().sum()))
         return self.head(torch.relu(branch(x)))
 
 

@@ -1,4 +1,4 @@
-"""What must not change: fingerprints of arguments and of the global state, and when two networks are the same."""
+"""What must not change: fingerprints of arguments and of the global state."""
 
 from __future__ import annotations
 
@@ -81,8 +81,11 @@ def untouched(*things: object) -> Iterator[None]:
 
 def state(net: Network) -> tuple[str, str]:
     """Hash of weights and buffers, and of plasticity: what "the same network, bit for bit" means."""
-    return net.sha256, digest({name: tensor.contiguous() for name, tensor in net.plasticity.items()})
+    return net.sha256, digest(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in net.plasticity.items()}
+    )
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy().tobytes())

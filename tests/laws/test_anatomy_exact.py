@@ -311,7 +311,7 @@ def test_verify_fails_for_inputs_that_take_another_way_through_the_network() -> 
     case = NETWORKS["choosing"]
     net = case.network()
     other_way = case.inputs(5, "many") - 9.0
-    with pytest.raises(AnatomyError, match="layer '(positive|negative)'"):
+    with pytest.raises(AnatomyError, match=r"layer '(positive|negative)'"):
         Anatomy.of(net).verify(net, other_way)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 app = typer.Typer(
@@ -159,7 +158,9 @@ def _subject(
 def demo(
     out: Out = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.", rich_help_panel="How")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number of seeds; 5.", rich_help_panel="How")
+    ] = None,
     device: Device = "cpu",
     quick: Quick = False,
     fresh: Fresh = False,
@@ -230,9 +231,10 @@ def rescue(
     ] = 10,
     seed: Seed = 0,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Number of seeds: one lesion and one repair run each.",
-                          rich_help_panel="How")
-    ] = 5,
+        int | None,
+        typer.Option("--seeds", min=1, help="Number of seeds, one lesion and one repair run each; 5.",
+                     rich_help_panel="How")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     quick: Quick = False,
@@ -383,43 +385,57 @@ def _finish(code: int) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    sys.exit(guarded(lambda: app(prog_name="planaria", standalone_mode=False)))
 
 
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command and turn what goes wrong into a message on stderr and an exit code."""
     try:
         result = command()
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return leave.exit_code
-    except click.ClickException as wrong:
-        wrong.show()
-        return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("Stopped.", err=True)
         return 130
+    except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # typer's own answer to it is exit code 1
+            return _unread()
+        raise
     except BrokenPipeError:
-        # Whoever read us has gone; say nothing more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unread()
     except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "format_message"):
+            # A usage error; told by its form, because typer brings click's classes along under another name.
+            error.show()
+            return 2
         if os.environ.get("PLANARIA_DEBUG"):
             raise
         return _explain(error)
+
+
+def _unread() -> int:
+    """Whoever read us has gone; say nothing more, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _explain(error: Exception) -> int:
     from planaria.core.errors import PlanariaError
 
     if isinstance(error, PlanariaError):
-        typer.secho(f"planaria: {error}", err=True, fg=typer.colors.RED)
-        return error.exit_code
+        return _complain(str(error), error.exit_code)
     kind = type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        typer.secho(f"planaria: out of memory ({kind}). Use smaller --batch or --inputs, or train=N in the task.",
-                    err=True, fg=typer.colors.RED)
-        return 5
-    typer.secho(f"planaria: unexpected {kind}: {error}\nThis is a bug: please report it with the traceback that "
-                "--debug shows.", err=True, fg=typer.colors.RED)
-    return 5
+        return _complain(f"out of memory ({kind}). Use smaller --batch or --inputs, or train=N in the task.", 5)
+    return _complain(
+        f"unexpected {kind}: {error}\nThis is a bug: please report it with the traceback that --debug shows.", 5
+    )
+
+
+def _complain(text: str, code: int) -> int:
+    from rich.console import Console  # unlike typer's, its colours respect NO_COLOR
+
+    Console(stderr=True).print(f"planaria: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return code

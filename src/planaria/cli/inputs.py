@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,8 @@ from torch import nn
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import EnvironmentProblem, InputError
 from planaria.core.network import Network
-from planaria.core.tap import tap
+from planaria.core.streams import stream
+from planaria.core.tap import GAIN, OFFSET, tap
 from planaria.damage.damage import Damage, parse_damage
 from planaria.damage.faults import Silence
 from planaria.damage.sites import RandomUnits, RankedUnits, rank
@@ -27,6 +30,7 @@ from planaria.measure.weights import load_weights
 from planaria.study.rescue import Baseline
 from planaria.study.train import Recipe, train
 
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of glibc's malloc.h
 NEAR_CHANCE = 0.1
 """A network that has less than this share of the way from chance to a perfect score is called near chance."""
 
@@ -83,7 +87,11 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """Everything about the subject that decides the results, as plain values."""
         record = self.task.record()
+        subject = self.subject
+        texts = {"--model": subject.model, "--task": subject.task.partition("?")[0].removeprefix("py:")}
+        code = {option: digest for option, text in texts.items() if (digest := _code(text)) is not None}
         return {
+            **({"code": code} if code else {}),
             "model": self.subject.model,
             "weights_sha256": self.weights_sha256,
             "training": None if self.recipe is None else repr(self.recipe),
@@ -105,14 +113,16 @@ def prepare(subject: Subject) -> Prepared:
     if subject.threads < 1:
         raise InputError("--threads", "a number of at least 1", subject.threads)
     torch.set_num_threads(subject.threads)
+    _keep_memory()
     task = load_task(subject.task, data_dir=subject.data_dir)
     shape = tuple(task.train.inputs.shape[1:])
     model = build(subject.model, shape, task.output_size, subject.seed)
+    check_fit(model, task)
     digest = None
     if subject.weights is not None:
+        model = _as_saved(model, subject.weights, task)
         load_weights(model, subject.weights)
         digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest()
-    check_fit(model, task)
     recipe = None
     if subject.weights is None:
         recipe = Recipe.suited(task, model, subject.quick)
@@ -123,10 +133,44 @@ def prepare(subject: Subject) -> Prepared:
     return Prepared(subject, task.to(device) if device.type != "cpu" else task, model.to(device), recipe, digest)
 
 
+def _code(text: str) -> str | None:
+    """SHA-256 of the user's file that a text like `file.py:name` or `package.module:name` names; None without one."""
+    place, colon, _ = text.rpartition(":")
+    if not colon:
+        return None
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    path = Path(file or "").expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _as_saved(model: nn.Module, weights: Path, task: Task) -> nn.Module:
+    """The model with the taps that its weights were saved with."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(weights, framework="pt") as file:
+            names = list(file.keys())
+    except Exception:
+        return model  # another format, or damaged: whoever reads the weights says so
+    ours = [name.removesuffix(f".{GAIN}") for name in names if name.endswith(f".{GAIN}")]
+    layers = [layer for layer in ours if layer in dict(model.named_modules())]
+    return tap(Network.of(model, task.train.inputs), layers).to_module() if layers else model
+
+
+def _keep_memory() -> None:
+    """Ask glibc to keep freed memory: otherwise every large activation is mapped and cleared anew, half of the time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**30), (_TOP_PAD, 64 * 2**20)):
+        mallopt(option, value)
+
+
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()  # there is also a device that computes nothing
     except (RuntimeError, AssertionError) as error:
         raise EnvironmentProblem(
             "--device", "a device of this machine", repr(name), "Use cpu, or cuda where a GPU is installed."
@@ -135,7 +179,7 @@ def _device(name: str) -> torch.device:
 
 
 def network(prepared: Prepared, say: Callable[[str], None]) -> tuple[Network, dict[str, Any] | None]:
-    """The network: with the given weights, or trained now; layers without units of their own are tapped.
+    """The network, not tapped yet: with the given weights, or trained now.
 
     Args:
         prepared: Loaded subject.
@@ -150,13 +194,16 @@ def network(prepared: Prepared, say: Callable[[str], None]) -> tuple[Network, di
     else:
         say(f"training {prepared.subject.model} on {prepared.task.name}: {prepared.recipe}")
         net, record = train(prepared.model, prepared.task, prepared.recipe, seed=prepared.subject.seed)
-    return tapped(net, prepared.subject.taps), record
+    return net, record
 
 
 def tapped(net: Network, layers: tuple[str, ...] = ()) -> Network:
     """The network with the named layers tapped, and those whose units no rule can find."""
     wanted = list(layers) + [layer for layer in Anatomy.of(net).tappable(net) if layer not in layers]
-    return tap(net, wanted) if wanted else net
+    net = tap(net, wanted) if wanted else net
+    # Those that came with the weights too.
+    taps = {name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items() if name.endswith((GAIN, OFFSET))}
+    return net.pin(taps) if taps else net
 
 
 def units(net: Network) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -254,7 +301,15 @@ def chosen_damage(
         PlanariaError: If the network has no such units or the text is no damage.
     """
     if text is not None:
+        if (per_layer, order, kinds, layers) != (True, "random", None, None):
+            raise InputError(
+                "--damage",
+                "the whole damage in one text",
+                "--pooled, --order, --kinds or --layers beside it",
+                "Write them into the text, for example RandomUnits(per_layer=True, kinds=('head',)).",
+            )
         damage = parse_damage(text)
+        damage.at(1)(net, stream(0, "trial"))  # whether this network has what it names
     elif order == "random":
         Anatomy.of(net).select(kinds, layers)
         damage = Damage(Silence(), RandomUnits(per_layer=per_layer, kinds=kinds, layers=layers))
@@ -290,6 +345,16 @@ def numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     if not values:
         raise InputError(option, "at least one number", repr(text))
     return values
+
+
+def finite(option: str, value: float | None) -> None:
+    """Complain about NaN and infinity, which no comparison notices.
+
+    Raises:
+        InputError: With the option's name.
+    """
+    if value is not None and not math.isfinite(value):
+        raise InputError(option, "a finite number", value, "Correct it.")
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

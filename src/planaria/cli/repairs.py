@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -60,8 +61,8 @@ class Settings:
         if self.optimiser not in _OPTIMISERS:
             raise InputError("--optimiser", "a known optimiser", self.optimiser, nearest(self.optimiser, _OPTIMISERS))
         rate = _RATES[self.optimiser] if self.rate is None else self.rate
-        if not rate > 0:
-            raise InputError("--rate", "a number above 0", rate)
+        if not (rate > 0 and math.isfinite(rate)):
+            raise InputError("--rate", "a finite number above 0", rate)
         return _OPTIMISERS[self.optimiser](rate)
 
 

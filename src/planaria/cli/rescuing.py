@@ -53,7 +53,7 @@ class Options:
     tolerance: float
     consecutive: int
     every: int
-    seeds: int
+    seeds: int | None
     expect: float | None
     fail_under: float | None
 
@@ -151,9 +151,11 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
 def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     quick = subject.quick
     names = checked_names(options.repairs)
+    inputs.finite("--expect-score", options.expect)
+    inputs.finite("--fail-under", options.fail_under)
     prepared = inputs.prepare(subject)
     task = prepared.task
-    batch = options.batch or (128 if len(task.train) >= 5000 else 32)
+    batch = (128 if len(task.train) >= 5000 else 32) if options.batch is None else options.batch
     if batch < 1:
         raise InputError("--batch", "a number of at least 1", batch)
     settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs)
@@ -164,11 +166,12 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
     sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
     damage = _damage(sketch, options)
-    text = options.doses or ("0.5" if quick else "0.3,0.5,0.7")
+    text = ("0.5" if quick else "0.3,0.5,0.7") if options.doses is None else options.doses
     doses = [float(damage.site.dose.check(dose)) for dose in inputs.numbers("--doses", text, float)]
     relative = damage.site.dose.relative
     spread = inputs.numbers("--doses", CURVE, float) if relative else doses
-    seeds = tuple(range(subject.seed, subject.seed + (min(options.seeds, 2) if quick else options.seeds)))
+    count = (2 if quick else 5) if options.seeds is None else options.seeds
+    seeds = tuple(range(subject.seed, subject.seed + count))
     criterion = Criterion(options.tolerance, options.consecutive, options.every)
     identity = {
         **prepared.identity(),

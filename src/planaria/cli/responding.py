@@ -34,10 +34,11 @@ class Options:
 
 def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     """Do it; returns the exit code."""
+    inputs.finite("--expect-score", options.expect)
     prepared = inputs.prepare(subject)
     sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
     damage = _damage(sketch, options)
-    text = options.doses or ("0:1:11" if subject.quick else "0:1:21")
+    text = ("0:1:11" if subject.quick else "0:1:21") if options.doses is None else options.doses
     doses = checked_doses(damage, [round(dose, 10) for dose in inputs.numbers("--doses", text, float)])
     draws = options.draws or (5 if subject.quick else 20)
     seeds = tuple(range(subject.seed, subject.seed + options.seeds))

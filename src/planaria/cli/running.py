@@ -108,10 +108,11 @@ def begin(
     trained: dict[str, Any] | None
     if resumed:
         load_weights(prepared.model, known)
-        net = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
+        bare = Network.of(prepared.model, task.train.inputs)
         trained = json.loads((folder / MANIFEST).read_text()).get("trained")
     else:
-        net, trained = inputs.network(prepared, screen.say)
+        bare, trained = inputs.network(prepared, screen.say)
+    net = inputs.tapped(bare, subject.taps)
     baseline, intact, warnings = inputs.intact(net, prepared, expect)
     low, high = (f"{value:.4f}" if value is not None else "?" for value in intact["interval"])
     screen.say(f"intact score on the test split: {baseline.test:.4f} [{low}, {high}] ({task.scorer.name})")
@@ -121,7 +122,7 @@ def begin(
     facts = surroundings(subject.threads)
     manifest = {"schema": "planaria.manifest.v1", "settings": identity, "trained": trained, **facts}
     if prepared.recipe is not None and not resumed:
-        write_atomic(known, pack_weights(net, {"planaria.network": subject.model}))
+        write_atomic(known, pack_weights(bare, {"planaria.network": subject.model}))
     write_json(folder / MANIFEST, {**manifest, "complete": False})
     document = {
         "command": identity["command"],

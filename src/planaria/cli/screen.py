@@ -44,6 +44,7 @@ class Screen:
         dry_run: Write nothing.
         as_json: One JSON document on stdout.
         quiet: No progress.
+        asked: Signal that asked to stop; 0 for none.
     """
 
     out: Path | None
@@ -51,6 +52,7 @@ class Screen:
     dry_run: bool
     as_json: bool
     quiet: bool
+    asked: int = 0
     errors: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     results: Console = field(default_factory=lambda: Console(highlight=False))
 
@@ -94,12 +96,13 @@ class Steps:
 
     def __init__(self, screen: Screen, total: int, what: str) -> None:
         self._screen, self._total, self._what, self._done = screen, total, what, 0
-        self._signal = 0
         self._last = time.monotonic()
         self._bar: Progress | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Steps:
+        if self._screen.asked:  # in the last step of what came before
+            raise Stopped(128 + self._screen.asked)
         if not self._screen.quiet and self._screen.errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -123,9 +126,9 @@ class Steps:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self._signal:
-            raise KeyboardInterrupt
-        self._signal = number
+        if self._screen.asked:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        self._screen.asked = number
         self._screen.errors.print("Stopping after what is running now; once more to stop at once.", style="yellow")
 
     def done(self, count: int = 1, what: str | None = None) -> None:
@@ -140,8 +143,8 @@ class Steps:
         elif not self._screen.quiet and time.monotonic() - self._last >= PLAIN_EVERY:
             self._last = time.monotonic()
             self._screen.say(f"{self._done} of {self._total} {self._what}")
-        if self._signal and self._done < self._total:
-            raise Stopped(128 + self._signal)
+        if self._screen.asked and self._done < self._total:
+            raise Stopped(128 + self._screen.asked)
 
 
 def plain(value: Any) -> Any:

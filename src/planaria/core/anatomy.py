@@ -42,6 +42,10 @@ class Unit:
     layer: str
     index: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, str) or not isinstance(self.index, int):
+            raise AnatomyError("Unit", "a layer name and an index", f"{self.layer!r}, {self.index!r}")
+
 
 @dataclass(frozen=True, eq=False)
 class Slices:
@@ -108,6 +112,7 @@ class Anatomy:
     Attributes:
         groups: One per layer with units, in the order of execution.
         unreached: Layer -> why it has no units of its own.
+        matrices: Names of the weights whose entries are edges: read by products, convolutions, recurrent cells.
 
     Example:
         >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4))
@@ -117,6 +122,7 @@ class Anatomy:
 
     groups: tuple[Group, ...]
     unreached: Mapping[str, str]
+    matrices: tuple[str, ...] = ()
 
     @staticmethod
     def of(net: Network, inputs: Tensor | None = None) -> Anatomy:
@@ -392,7 +398,20 @@ def _read(graph: Graph, net: Network) -> Anatomy:
         )
         for finding in findings
     )
-    return Anatomy(tuple(groups), unreached)
+    return Anatomy(tuple(groups), unreached, tuple(name for name in net.weights if _is_matrix(graph, net, name)))
+
+
+def _is_matrix(graph: Graph, net: Network, name: str) -> bool:
+    """Whether inputs are multiplied by it: read by a product as its weight, or whole by an operation of its own."""
+    for at in graph.reads[name]:
+        call = graph.calls[at]
+        product = call.product
+        if product is not None and product.w.weight == name:
+            return True
+        other = product is None and not call.pointwise and call.name != "embedding"
+        if other and call.normalises is None and net.weights[name].ndim >= 2:
+            return True
+    return False
 
 
 class _Gate(TorchDispatchMode):

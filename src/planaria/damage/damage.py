@@ -36,6 +36,11 @@ class Damage:
     fault: Fault
     site: Site
 
+    def __post_init__(self) -> None:
+        for part, method in (("fault", "strike"), ("site", "select")):
+            if not hasattr(getattr(self, part), method):
+                raise InputError(f"Damage.{part}", f"a {part}, something with .{method}", repr(getattr(self, part))[:100])
+
     def at(self, amount: float) -> Strike:
         """The operator that does this damage at the given dose.
 
@@ -80,29 +85,32 @@ def parse_damage(text: str) -> Damage:
         StuckAt(value=1, lasting=True)
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise InputError("damage", "an expression like Damage(Silence(), RandomUnits())", repr(text)) from error
-    value = _build(tree, text)
+        value = _build(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("damage", "an expression like Damage(Silence(), RandomUnits())", repr(text[:100])) from error
     if not isinstance(value, Damage):
-        raise InputError("damage", "a Damage(fault, site)", repr(text))
+        raise InputError("damage", "a Damage(fault, site)", repr(text[:100]))
     return value
 
 
-def _build(node: ast.expr, text: str) -> Any:
+def _build(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         made = _NAMES.get(node.func.id)
         if made is None:
             raise InputError("damage", "a known name", node.func.id, nearest(node.func.id, _NAMES))
-        positional = [_build(argument, text) for argument in node.args]
-        named = {k.arg: _build(k.value, text) for k in node.keywords if k.arg is not None}
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise InputError("damage", "arguments by name", "**")
+        positional = [_build(argument) for argument in node.args]
+        named = {str(keyword.arg): _build(keyword.value) for keyword in node.keywords}
         try:
             return made(*positional, **named)
         except TypeError as error:
             raise InputError(f"damage: {node.func.id}", "its own arguments", str(error)) from error
     if isinstance(node, (ast.Tuple, ast.List)):
-        return tuple(_build(element, text) for element in node.elts)
+        return tuple(_build(element) for element in node.elts)
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise InputError("damage", "plain values and known names", ast.unparse(node), "") from error
+        raise InputError("damage", "plain values and known names", ast.unparse(node)[:100]) from error

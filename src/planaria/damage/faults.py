@@ -40,6 +40,9 @@ class Silence:
 
     lasting: bool = True
 
+    def __post_init__(self) -> None:
+        _check("Silence", self.lasting)
+
     def strike(self, net: Network, slices: Slices, rng: Generator, /) -> Network:
         """Network with the entries at 0."""
         del rng
@@ -70,8 +73,7 @@ class StuckAt:
     lasting: bool = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise InputError("StuckAt.value", "a finite number", self.value)
+        _check("StuckAt", self.lasting, value=self.value)
 
     def strike(self, net: Network, slices: Slices, rng: Generator, /) -> Network:
         """Network with the entries at the constant.
@@ -116,20 +118,31 @@ class Noise:
     lasting: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+        _check("Noise", self.lasting, sigma=self.sigma)
+        if self.sigma < 0:
             raise InputError("Noise.sigma", "a finite number of at least 0", self.sigma)
 
     def strike(self, net: Network, slices: Slices, rng: Generator, /) -> Network:
         """Network with noise on the entries."""
         entries = slices.all
         noisy: dict[str, Tensor] = {}
-        for name in sorted(entries):
-            weight = net.weights[name]
-            # Drawn on the CPU for every entry: the same numbers on any device and for any other selection.
+        for name, weight in net.weights.items():
+            # Drawn on the CPU, for every entry of the network: the same numbers on any device, for any selection.
             normal = torch.randn(weight.shape, generator=rng, dtype=torch.float64).to(weight)
+            if name not in entries:
+                continue
             step = self.sigma * weight.double().square().mean().sqrt().to(weight.dtype) * normal
             # What is pinned already (a dead unit) stays.
             free = entries[name] & (net.plasticity[name] != 0)
             noisy[name] = torch.where(free, weight + step, weight)
         hit = net.with_weights(noisy)
         return hit.pin(entries) if self.lasting else hit
+
+
+def _check(owner: str, lasting: object, **numbers: object) -> None:
+    if not isinstance(lasting, bool):
+        raise InputError(f"{owner}.lasting", "True or False", repr(lasting))
+    for name, number in numbers.items():
+        real = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < math.inf
+        if not real or abs(number) > 1e300:  # type: ignore[arg-type]  # beyond floats
+            raise InputError(f"{owner}.{name}", "a finite number", str(number)[:40])

@@ -105,6 +105,8 @@ class RandomUnits:
 
     def __post_init__(self) -> None:
         _counts("RandomUnits", self.dose, "units")
+        _words("RandomUnits.kinds", self.kinds)
+        _words("RandomUnits.layers", self.layers)
 
     def units(self, net: Network, amount: float, rng: Generator) -> tuple[Unit, ...]:
         """The units hit at this dose, in the order of the draw.
@@ -151,6 +153,8 @@ class RankedUnits:
 
     def __post_init__(self) -> None:
         _counts("RankedUnits", self.dose, "units")
+        if not (isinstance(self.ranking, tuple) and all(isinstance(unit, Unit) for unit in self.ranking)):
+            raise InputError("RankedUnits.ranking", "a tuple of Unit(layer, index)", str(self.ranking)[:100])
         if len(set(self.ranking)) < len(self.ranking):
             twice = next(unit for unit in self.ranking if self.ranking.count(unit) > 1)
             raise InputError("RankedUnits.ranking", "every unit once", f"{twice} twice")
@@ -175,7 +179,7 @@ class RankedUnits:
 class RandomEntries:
     """Single weights (edges) drawn at random, without replacement, among those that are not pinned.
 
-    Only matrices and kernels have edges; biases and normalisation weights are never drawn. A fraction refers to all
+    Only matrices and kernels have edges; biases, normalisation weights and tables (embeddings) are never drawn. A fraction refers to all
     edges of the chosen layers, pinned or not.
 
     Args:
@@ -195,6 +199,7 @@ class RandomEntries:
 
     def __post_init__(self) -> None:
         _counts("RandomEntries", self.dose, "entries")
+        _words("RandomEntries.layers", self.layers)
 
     def select(self, net: Network, amount: float, rng: Generator, /) -> Slices:
         """The drawn entries.
@@ -202,7 +207,7 @@ class RandomEntries:
         Raises:
             InputError: If no layer of that name has edges.
         """
-        names = [name for name, weight in net.weights.items() if weight.ndim >= 2]
+        names = list(Anatomy.of(net).matrices)
         if self.layers is not None:
             names = [name for name in names if name in self.layers or name.rpartition(".")[0] in self.layers]
         if not names:
@@ -253,6 +258,13 @@ def rank(
     return tuple(unit for _, unit in sorted(sized, key=lambda pair: pair[0]))
 
 
+def _words(where: str, words: object) -> None:
+    if words is not None and not (isinstance(words, tuple) and all(isinstance(word, str) for word in words)):
+        raise InputError(where, "a tuple of names, or None", repr(words)[:100], 'For example ("fc1",).')
+
+
 def _counts(owner: str, dose: Dose, what: str) -> None:
+    if not isinstance(dose, Dose):
+        raise InputError(f"{owner}.dose", f'a Dose("fraction of {what}")', repr(dose)[:100])
     if not dose.unit.endswith(what):
         raise InputError(f"{owner}.dose", f"a dose that counts {what}", repr(dose.unit))
