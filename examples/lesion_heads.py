@@ -41,17 +41,17 @@ class Reader(nn.Module):
 
 
 def main(quick: bool) -> None:
-    task = pl.Task.of("most frequent token", draw(2000 if quick else 8000, 0), draw(1000, 1))
+    task = pl.Task.of("commonest token", draw(2000 if quick else 8000, 0), draw(300 if quick else 1000, 1))
     torch.manual_seed(0)
     net = pl.Network.of(Reader(), task.train.inputs)
     training = pl.Retrain(task, pl.Adam(3e-3), batch=64)
-    net = pl.settle(training, pl.updates(60 if quick else 300))(net, pl.stream(0, "train"))
+    net = pl.settle(training, pl.updates(40 if quick else 300))(net, pl.stream(0, "train"))
     print(f"intact: {task.score(net):.3f}, chance {task.chance:.3f}")
 
     anatomy = pl.Anatomy.of(net)
     heads = anatomy.units("head")
-    print(f"{len(heads)} heads, the first is {heads[0]}")
     anatomy.verify(net)  # zeroing a head's columns of the output projection equals gating its output
+    print(f"{len(heads)} heads, the first is {heads[0]}")
 
     # Which single head matters most? One lesion per head.
     silence = pl.Silence()
@@ -69,8 +69,7 @@ def main(quick: bool) -> None:
         "sequential": pl.Refit(pl.Teacher(net, task.train.inputs[:1024])),
         "retrain": pl.Retrain(task, batch=64),
     }
-    seeds = range(2 if quick else 4)
-    within = pl.updates(10 if quick else 100)
+    seeds, within = range(2 if quick else 4), pl.updates(10 if quick else 100)
     print(pl.rescue(net, damage, repairs, task, doses=[0.25, 0.5], seeds=seeds, within=within))
 
 

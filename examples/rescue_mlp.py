@@ -1,7 +1,7 @@
 """Damage a small digit classifier, measure how it fails, and rescue it.
 
-    python examples/rescue_mlp.py           # about half a minute on one core
-    python examples/rescue_mlp.py --quick   # a few seconds
+python examples/rescue_mlp.py           # about half a minute on one core
+python examples/rescue_mlp.py --quick   # a few seconds
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(quick: bool, out: Path | None) -> None:
 
     # Any network of the study is an ordinary module again when asked.
     best = max(result.attempts, key=lambda attempt: (attempt.dose, attempt.validation_after))
-    print(f"\nbest at dose {best.dose:g}: {best.repair}, {best.after:.3f}, {best.units_deleted} units deleted")
+    print(f"\nbest at dose {best.dose:g}: {best.repair}, {best.after:.3f}")
     if out is not None:
         torch.save(best.network.to_module().state_dict(), out)
         print(f"its weights: {out}")

@@ -125,9 +125,7 @@ class GroupedQueries(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, _ = x.shape
         q = self.q(x).view(n, t, 4, 2).transpose(1, 2)
-        k, v = (
-            layer(x).view(n, t, 2, 2).transpose(1, 2).repeat_interleave(2, 1) for layer in (self.k, self.v)
-        )
+        k, v = (layer(x).view(n, t, 2, 2).transpose(1, 2).repeat_interleave(2, 1) for layer in (self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.head((x + self.o(mixed.transpose(1, 2).reshape(n, t, 8))).mean(1))
 

@@ -356,9 +356,7 @@ _ROWS = (
             "layer.self_attn": (2, "head", "outgoing"),
             "layer.multihead_attn": (2, "head", "outgoing"),
             "layer.linear1": (5, "neuron", "both"),
-            **_branches(
-                ("layer.self_attn.out_proj", 6), ("layer.multihead_attn.out_proj", 6), ("layer.linear2", 6)
-            ),
+            **_branches(("layer.self_attn.out_proj", 6), ("layer.multihead_attn.out_proj", 6), ("layer.linear2", 6)),
         },
         ("layer.self_attn.in_proj_weight", "layer.multihead_attn.in_proj_weight", "head"),
     ),
@@ -396,9 +394,7 @@ _ROWS = (
     NetworkCase(
         "dropout",
         21,
-        lambda: nn.Sequential(
-            nn.Linear(6, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)
-        ),
+        lambda: nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)),
         (6,),
         _both(("0", 7), ("3", 5)),
         ("5",),

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,20 @@ class Done:
 
         value: dict[str, Any] = json.loads(self.out, parse_constant=refuse)
         return value
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: the command without --out, its folder, what it said."""
+
+    command: tuple[str, ...]
+    folder: Path
+    done: Done
+
+    def copy(self, to: Path) -> Path:
+        """The folder, to do things to."""
+        shutil.copytree(self.folder, to)
+        return to
 
 
 class Terminal(io.StringIO):

@@ -43,9 +43,7 @@ def fingerprint(thing: object) -> object:
             None if thing.inputs is None else fingerprint(thing.inputs),
         )
     if isinstance(thing, Task):
-        return {
-            name: (fingerprint(data.inputs), fingerprint(data.targets)) for name, data in thing.splits.items()
-        }
+        return {name: (fingerprint(data.inputs), fingerprint(data.targets)) for name, data in thing.splits.items()}
     raise TypeError(type(thing))
 
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from planaria.damage.faults import Silence as Silence
     from planaria.damage.faults import StuckAt as StuckAt
     from planaria.damage.sites import Dose as Dose
-    from planaria.damage.sites import Dose as Dose
     from planaria.damage.sites import RandomEntries as RandomEntries
     from planaria.damage.sites import RandomUnits as RandomUnits
     from planaria.damage.sites import RankedUnits as RankedUnits

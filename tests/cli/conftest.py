@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import TINY, Done, planaria
 
-NETWORKS = '''
+from command_line import TINY, Finished, planaria
+
+NETWORKS = """
 import torch
 from torch import nn
 
@@ -76,9 +75,9 @@ def failing():
 
 def no_module():
     return 3
-'''
+"""
 
-LOADERS = '''
+LOADERS = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -91,28 +90,14 @@ def part(rows, seed):
 
 def sequences():
     return part(120, 0), part(60, 1)
-'''
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: the command without --out, its folder, what it said."""
-
-    command: tuple[str, ...]
-    folder: Path
-    done: Done
-
-    def copy(self, to: Path) -> Path:
-        """The folder, to do things to."""
-        shutil.copytree(self.folder, to)
-        return to
+"""
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of every repair at two doses and two seeds, asked for JSON."""
     place = tmp_path_factory.mktemp("finished")
-    command = ("rescue", *TINY[:-1], "2", "--doses", "0.3,0.6", "--json")
+    command = ("rescue", *TINY[:-1], "2", "--doses", "0.3,0.6", "--every", "5", "--tolerance", "0.1", "--json")
     done = planaria(*command, "--out", "run", cwd=place)
     assert done.code == 0, done.err
     return Finished(command, place / "run", done)

@@ -38,9 +38,7 @@ def shaken(net: Network, entries: Entries, seed: int) -> Network:
     rng = stream(seed, "shake")
     return net.with_weights(
         {
-            name: torch.where(
-                hit, 3 * torch.randn(hit.shape, generator=rng).to(net.weights[name]), net.weights[name]
-            )
+            name: torch.where(hit, 3 * torch.randn(hit.shape, generator=rng).to(net.weights[name]), net.weights[name])
             for name, hit in entries.items()
         }
     )
@@ -48,18 +46,14 @@ def shaken(net: Network, entries: Entries, seed: int) -> Network:
 
 @ALL
 def test_every_layer_has_the_units_it_should_have(case: NetworkCase) -> None:
-    found = {
-        group.layer: (group.count, group.kind, group.exact_by) for group in Anatomy.of(case.network()).groups
-    }
+    found = {group.layer: (group.count, group.kind, group.exact_by) for group in Anatomy.of(case.network()).groups}
     assert found == case.units
 
 
 @ALL
 def test_what_is_not_reached_is_named_with_a_reason(case: NetworkCase) -> None:
     unreached = Anatomy.of(case.network()).unreached
-    assert {layer: bool(unreached.get(layer)) for layer in case.unreached} == dict.fromkeys(
-        case.unreached, True
-    )
+    assert {layer: bool(unreached.get(layer)) for layer in case.unreached} == dict.fromkeys(case.unreached, True)
     assert not set(unreached) & set(case.units), "a layer has units and a reason why it has none"
 
 
@@ -189,9 +183,7 @@ ACTIVATIONS = [
 
 
 @pytest.mark.parametrize(("name", "layer", "activation"), ACTIVATIONS, ids=lambda word: word)
-def test_silencing_equals_a_forward_hook_that_zeroes_the_activation(
-    name: str, layer: str, activation: str
-) -> None:
+def test_silencing_equals_a_forward_hook_that_zeroes_the_activation(name: str, layer: str, activation: str) -> None:
     case = NETWORKS[name]
     net, inputs = case.network(), case.inputs(5, "many")
     anatomy, group = Anatomy.of(net), group_of(case, layer)
@@ -203,11 +195,9 @@ def test_silencing_equals_a_forward_hook_that_zeroes_the_activation(
             first = output[0] if isinstance(output, tuple) else output
             assert isinstance(first, Tensor)
             gated = first.clone()
-            (
-                gated.movedim(1, 0)
-                if first.ndim >= 3 and group.kind in {"channel", "branch"}
-                else gated.movedim(-1, 0)
-            )[index] = 0
+            (gated.movedim(1, 0) if first.ndim >= 3 and group.kind in {"channel", "branch"} else gated.movedim(-1, 0))[
+                index
+            ] = 0
             return (gated, *output[1:]) if isinstance(output, tuple) else gated
 
         model.get_submodule(activation).register_forward_hook(gate)
@@ -246,9 +236,7 @@ def test_heads_own_their_rows_of_queries_keys_and_values() -> None:
         ("attention-stacked", "attention"),
     ):
         anatomy = Anatomy.of(NETWORKS[name].network())
-        whole = anatomy.entries(
-            [Unit(layer, index) for index in range(group_of(NETWORKS[name], layer).count)]
-        )
+        whole = anatomy.entries([Unit(layer, index) for index in range(group_of(NETWORKS[name], layer).count)])
         one = anatomy.entries([Unit(layer, 0)])
         assert whole.incoming, f"{name}: no rows of queries, keys and values"
         for weight, hit in whole.incoming.items():
@@ -272,9 +260,7 @@ def test_any_set_of_units_is_silenced_together_as_one_after_another(case: Networ
             one_by_one = silence(one_by_one, anatomy.entries([unit]).all)
         assert apart(together(inputs), one_by_one(inputs)) <= TOLERANCE * scale
         states = anatomy.dead(together)
-        assert {
-            Unit(layer, int(i)) for layer, dead in states.items() for i in dead.nonzero().flatten()
-        } >= units
+        assert {Unit(layer, int(i)) for layer, dead in states.items() for i in dead.nonzero().flatten()} >= units
 
     check()
 

@@ -36,9 +36,7 @@ from planaria.core.streams import stream
 from planaria.repair.retrain import SGD, Retrain
 from purity import state
 
-CASES = pytest.mark.parametrize(
-    "case", [NETWORKS[n] for n in ("mlp-relu", "cnn-batchnorm", "dropout")], ids=str
-)
+CASES = pytest.mark.parametrize("case", [NETWORKS[n] for n in ("mlp-relu", "cnn-batchnorm", "dropout")], ids=str)
 costs = st.builds(Cost, *[st.integers(0, 10**9)] * 5, st.floats(0, 1e6))
 
 
@@ -140,9 +138,7 @@ def test_moments_of_a_flow_never_get_cheaper(case: NetworkCase) -> None:
         assert all(getattr(later, f.name) >= getattr(earlier, f.name) for f in fields(Cost))
 
 
-@pytest.mark.parametrize(
-    "of", ["moments", "examples", "labels", "forward_passes", "backward_passes", "multiply_adds"]
-)
+@pytest.mark.parametrize("of", ["moments", "examples", "labels", "forward_passes", "backward_passes", "multiply_adds"])
 @given(amount=st.integers(1, 60))
 @settings(max_examples=8, deadline=None)
 def test_a_budget_is_overshot_by_less_than_one_step(of: str, amount: int) -> None:
@@ -162,9 +158,7 @@ def test_a_flow_that_ends_by_itself_settles_at_its_end() -> None:
     def three(net: Network, rng: Generator, /) -> Iterator[Moment]:
         return islice(repeat(Add(1.0))(net, rng), 3)
 
-    assert (
-        end(settle(three), case) == end(settle(three, steps(99)), case) == end(chain(*[Add(1.0)] * 3), case)
-    )
+    assert end(settle(three), case) == end(settle(three, steps(99)), case) == end(chain(*[Add(1.0)] * 3), case)
 
 
 def test_a_flow_without_moments_leaves_the_network() -> None:

@@ -78,8 +78,7 @@ def test_a_dose_counts_units(case: NetworkCase, name: str) -> None:
 def test_a_dose_counts_entries(case: NetworkCase, name: str) -> None:
     net, site = case.network(), SITES[name](case)
     total = sum(
-        int(hit.sum())
-        for hit in site.select(net, 10**9 if "count" in name else 1.0, stream(0, "x")).all.values()
+        int(hit.sum()) for hit in site.select(net, 10**9 if "count" in name else 1.0, stream(0, "x")).all.values()
     )
     matrices = sum(w.numel() for w in net.weights.values() if w.ndim > 1)
     assert 0 < total <= matrices
@@ -110,9 +109,7 @@ def test_smaller_lesions_lie_inside_larger_ones(case: NetworkCase, name: str) ->
 
 @CASES
 @pytest.mark.parametrize("fault", ["silence", "noise", "noise-lasting"])
-def test_a_larger_lesion_does_to_the_smaller_ones_entries_what_the_smaller_did(
-    case: NetworkCase, fault: str
-) -> None:
+def test_a_larger_lesion_does_to_the_smaller_ones_entries_what_the_smaller_did(case: NetworkCase, fault: str) -> None:
     net = case.network()
     for site in (RandomUnits(kinds=Anatomy.of(net).kinds), RandomEntries()):
         damage = Damage(FAULTS[fault], site)
@@ -205,9 +202,7 @@ def test_units_are_drawn_evenly_over_units_not_over_layers() -> None:
 @settings(max_examples=60, deadline=None)
 def test_an_amount_off_its_axis_is_an_input_error(unit: str, amount: float) -> None:
     dose = Dose(unit)
-    good = (
-        0 <= amount <= 1 if dose.relative else amount >= 0 and math.isfinite(amount) and amount == int(amount)
-    )
+    good = 0 <= amount <= 1 if dose.relative else amount >= 0 and math.isfinite(amount) and amount == int(amount)
     if good:
         assert dose.check(amount) == amount
         assert 0 <= dose.count(amount, 7) <= 7

@@ -238,9 +238,7 @@ def test_a_study_leaves_network_and_task_as_they_were(name: str) -> None:
     flows = {"retrain": Retrain(task, batch=16), "iterative": Schedule(Retrain(task, batch=16), bites=2)}
     with untouched(net, task):
         respond(net, damage, task, doses=[0.5], draws=2)
-        rescue(
-            net, damage, flows, task, doses=[0.5], seeds=[0], within=steps(4), criterion=Criterion(every=2)
-        )
+        rescue(net, damage, flows, task, doses=[0.5], seeds=[0], within=steps(4), criterion=Criterion(every=2))
         hurt_net = damage.at(0.5)(net, stream(0, "x"))
         compare(hurt_net, {"retrain": flows["retrain"]}, task, to=1.0, within=steps(2), seeds=1)  # type: ignore[dict-item]
 

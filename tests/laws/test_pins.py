@@ -81,8 +81,7 @@ def test_pinned_entries_do_not_move_under_any_flow(case: NetworkCase, row: Row) 
     units = [u for u in anatomy.units() if bool(anatomy.dead(start)[u.layer][u.index])]
     regrown = anatomy.entries(units).all if row.name.startswith(("regrow", "turnover")) else {}
     held = {
-        name: (scatter[name] | dead[name]) & ~regrown.get(name, torch.zeros_like(hit))
-        for name, hit in scatter.items()
+        name: (scatter[name] | dead[name]) & ~regrown.get(name, torch.zeros_like(hit)) for name, hit in scatter.items()
     }
     if row.name == "turnover":
         return  # its own damage and regrowing may replace any unit
@@ -222,9 +221,7 @@ def test_the_fused_optimiser_is_the_ordinary_one(optimiser: Optimiser) -> None:
 
 
 @CASES
-@pytest.mark.parametrize(
-    "optimiser", [SGD(0.0, decay=0.1), Adam(0.0, decay=0.1), AdamW(0.0, decay=0.1)], ids=repr
-)
+@pytest.mark.parametrize("optimiser", [SGD(0.0, decay=0.1), Adam(0.0, decay=0.1), AdamW(0.0, decay=0.1)], ids=repr)
 def test_learning_rate_zero_is_the_identity_on_weights(case: NetworkCase, optimiser: Optimiser) -> None:
     net = hurt(case)
     end = settle(Retrain(case.task(), optimiser, batch=8), steps(3))(net, stream(0, "x"))
@@ -237,8 +234,7 @@ def test_the_cosine_ends_at_rate_zero() -> None:
     flow = Retrain(case.task(), SGD(0.1), batch=8, horizon=4)
     moments = list(islice(flow(case.network(), stream(0, "x")), 7))
     moves = [
-        float((b.network.weights["0.weight"] - a.network.weights["0.weight"]).abs().max())
-        for a, b in pairwise(moments)
+        float((b.network.weights["0.weight"] - a.network.weights["0.weight"]).abs().max()) for a, b in pairwise(moments)
     ]
     assert all(move > 0 for move in moves[:3])
     assert moves[3:] == [0.0, 0.0, 0.0]

@@ -38,8 +38,9 @@ from planaria.study.train import Recipe
 NAMES: dict[str, Any] = {
     made.__name__: made
     for made in (
-        Adam, AdamW, Budget, Chain, Criterion, Damage, Dose, Noise, RandomEntries, RandomUnits, RankedUnits, Recipe,
-        Regrow, Retrain, SGD, Schedule, Silence, Strike, StuckAt, Unit, after, chain, repeat, settle, task,
+        Adam, AdamW, Budget, Chain, Criterion, Damage, Dose, Noise, RandomEntries, RandomUnits, RankedUnits,
+        Recipe, Regrow, Retrain, SGD, Schedule, Silence, Strike, StuckAt, Unit, after, chain, repeat, settle,
+        task,
     )
 }  # fmt: skip
 
@@ -113,9 +114,7 @@ def test_the_repr_of_a_configuration_value_evaluates_back_to_it(value: object) -
 
 @given(optimisers, st.integers(1, 512), st.none() | st.integers(1, 100))
 @settings(max_examples=10, deadline=None)
-def test_so_does_that_of_a_retraining_on_a_named_task(
-    optimiser: Any, batch: int, horizon: int | None
-) -> None:
+def test_so_does_that_of_a_retraining_on_a_named_task(optimiser: Any, batch: int, horizon: int | None) -> None:
     flow = after(Regrow(), Retrain(task("digits"), optimiser, batch, horizon))
     assert eval(repr(flow), dict(NAMES)) == flow
 
@@ -140,11 +139,11 @@ def test_a_damage_is_read_back_from_its_text(damage: Damage) -> None:
     assert parse_damage(f"  {damage!r}\n") == damage
 
 
-pieces = (
-    "Damage( Silence( RandomUnits( RankedUnits( Dose( Unit( Noise( StuckAt( ) ( [ ] , = lasting dose ranking "
-    "kinds 'units' 1 - 1e999 None True ** * { } : lambda __import__ ('os') .system eval( f'{x}' \\ # print \" @"
-).split()
-words = st.sampled_from([*pieces, "\n", "\0", "\u2026"])
+pieces = """
+Damage( Silence( RandomUnits( RankedUnits( Dose( Unit( Noise( StuckAt( ) ( [ ] , = lasting dose ranking kinds
+'units' 1 - 1e999 None True ** * { } : lambda __import__ ('os') .system eval( f'{x}' \\ # print " @
+"""
+words = st.sampled_from([*pieces.split(), "\n", "\0", "\u2026"])
 arguments = st.lists(words, max_size=8).map("Damage(Silence(), {})".format)
 
 

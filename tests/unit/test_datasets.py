@@ -74,8 +74,7 @@ def test_keys_select_rows_from_the_front_and_hold_out_validation_from_the_end() 
     assert torch.equal(part.test.targets, whole.test.targets[:50])
     assert torch.equal(part.validation.inputs[-188:], whole.validation.inputs)
     assert part.split == (
-        "validation is the last 200 of 1257 training rows; "
-        "train is the first 100 of 1057; test is the first 50 of 540"
+        "validation is the last 200 of 1257 training rows; train is the first 100 of 1057; test is the first 50 of 540"
     )
 
 
@@ -204,9 +203,7 @@ def test_npz_images_get_channels_in_front_and_are_scaled(tmp_path: Path) -> None
         ({"x_train": np.float64(3)}, "x_train: expected an array of numbers"),
     ],
 )
-def test_npz_arrays_that_do_not_fit_are_named(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
+def test_npz_arrays_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     save_npz(tmp_path / "a.npz", **changes)
     with pytest.raises(InputError) as caught:
         task(f"npz:{tmp_path / 'a.npz'}")
@@ -269,9 +266,7 @@ def idx_bytes(array: np.ndarray[Any, Any]) -> bytes:
     return head + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
-def save_idx(
-    folder: Path, stems: str = "{}-images-idx3-ubyte {}-labels-idx1-ubyte", ending: str = ""
-) -> None:
+def save_idx(folder: Path, stems: str = "{}-images-idx3-ubyte {}-labels-idx1-ubyte", ending: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     for prefix, rows in (("train", 50), ("t10k", 10)):
@@ -455,9 +450,7 @@ def test_a_missing_well_known_set_says_in_one_message_how_to_get_it(
     with pytest.raises(EnvironmentProblem) as caught:
         task(name, data_dir=str(tmp_path))
     message = str(caught.value)
-    assert all(
-        word in message for word in (name, str(tmp_path), "PLANARIA_DATA", "--data-dir", "torchvision:")
-    )
+    assert all(word in message for word in (name, str(tmp_path), "PLANARIA_DATA", "--data-dir", "torchvision:"))
     assert caught.value.exit_code == 5
 
 
@@ -515,9 +508,7 @@ class Pictures:
 
     asked: list[tuple[object, ...]] = []  # noqa: RUF012
 
-    def __init__(
-        self, root: str, train: bool = True, transform: object = None, download: bool = False
-    ) -> None:
+    def __init__(self, root: str, train: bool = True, transform: object = None, download: bool = False) -> None:
         self.asked.append((root, train, download))
         self.rows = pictures(20 if train else 4)
 

@@ -53,9 +53,7 @@ def test_writing_through_a_link_replaces_its_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_intact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_full_disk_leaves_the_old_file_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     write_atomic(tmp_path / "a", "old")
 
     def full(*arguments: object) -> None:

@@ -42,8 +42,7 @@ def test_floors_below_study_import_only_torch_numpy_and_scipy_special(path: Path
     foreign = {
         name
         for name in imported_at_the_top(path)
-        if name.split(".")[0] not in ALLOWED | sys.stdlib_module_names
-        and not name.startswith("scipy.special")
+        if name.split(".")[0] not in ALLOWED | sys.stdlib_module_names and not name.startswith("scipy.special")
     }
     assert not foreign
 
@@ -51,9 +50,7 @@ def test_floors_below_study_import_only_torch_numpy_and_scipy_special(path: Path
 @pytest.mark.parametrize("path", modules("."), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_imports_a_heavy_optional_package_at_its_top(path: Path) -> None:
     heavy = {"torchvision", "timm", "transformers", "datasets", "matplotlib", "PIL", "scipy.stats"}
-    found = {
-        name for name in imported_at_the_top(path) for word in heavy if f"{name}.".startswith(f"{word}.")
-    }
+    found = {name for name in imported_at_the_top(path) for word in heavy if f"{name}.".startswith(f"{word}.")}
     assert not found
 
 
@@ -66,9 +63,7 @@ def calls_outside_a_loan(node: ast.AST) -> set[str]:
     return found.union(*(calls_outside_a_loan(child) for child in ast.iter_child_nodes(node)))
 
 
-@pytest.mark.parametrize(
-    "path", modules(*LOW_FLOORS, "study"), ids=lambda path: str(path.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", modules(*LOW_FLOORS, "study"), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_floors_up_to_study_leave_global_random_state_alone(path: Path) -> None:
     calls = calls_outside_a_loan(ast.parse(path.read_text(encoding="utf-8")))
     assert not calls & {

@@ -71,14 +71,10 @@ def test_a_strong_id_is_the_same_in_every_process_and_for_every_order_of_keys() 
     value = {"dose": 0.1, "seed": 3, "repair": "Retrain(steps=10)", "doses": (0.1, 0.2), "ü": None}
     code = f"from planaria.campaign.ledger import strong_id; print(strong_id({value!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert other.stdout.strip() == strong_id(value) == strong_id(dict(reversed(value.items())))
     # written down once: a change would orphan every ledger in the world
-    assert strong_id({"dose": 0.5, "seed": 1}) == (
-        "b590deed218608bf3022d6591c3e594f00ba698b570d99c74b089d0037debdea"
-    )
+    assert strong_id({"dose": 0.5, "seed": 1}) == ("b590deed218608bf3022d6591c3e594f00ba698b570d99c74b089d0037debdea")
 
 
 @pytest.mark.parametrize(("key", "other"), [("dose", 0.2), ("seed", 4), ("repair", "refit"), ("extra", None)])
@@ -90,9 +86,7 @@ def test_a_strong_id_changes_with_every_field(key: str, other: object) -> None:
 @pytest.mark.parametrize(
     ("value", "where"), [({"a": {"b": object()}}, "a.b"), ({"a": [1, {2}]}, r"a\[1\]"), ({"a": {1: 2}}, "a")]
 )
-def test_a_value_that_is_not_plain_is_refused_by_its_key(
-    tmp_path: Path, value: dict[str, object], where: str
-) -> None:
+def test_a_value_that_is_not_plain_is_refused_by_its_key(tmp_path: Path, value: dict[str, object], where: str) -> None:
     with pytest.raises(InputError, match=where):
         strong_id(value)
     with Ledger.open(tmp_path / "l.sqlite") as ledger, pytest.raises(InputError, match=where):
@@ -109,16 +103,10 @@ def test_the_same_result_may_be_recorded_twice_and_counts_once(tmp_path: Path) -
 
 def test_a_different_result_under_the_same_id_is_a_conflict_that_explains_itself(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "l.sqlite", volatile=("seconds", "host")) as ledger:
-        ledger.record(
-            "0123456789abcdef", {"score": 0.91, "host": "a", "curve": [{"seconds": 1, "dead": 0.5}]}
-        )
-        ledger.record(
-            "0123456789abcdef", {"score": 0.91, "host": "b", "curve": [{"seconds": 2, "dead": 0.5}]}
-        )
+        ledger.record("0123456789abcdef", {"score": 0.91, "host": "a", "curve": [{"seconds": 1, "dead": 0.5}]})
+        ledger.record("0123456789abcdef", {"score": 0.91, "host": "b", "curve": [{"seconds": 2, "dead": 0.5}]})
         with pytest.raises(RecordConflict) as caught:
-            ledger.record(
-                "0123456789abcdef", {"score": 0.92, "host": "a", "curve": [{"seconds": 1, "dead": 0.5}]}
-            )
+            ledger.record("0123456789abcdef", {"score": 0.92, "host": "a", "curve": [{"seconds": 1, "dead": 0.5}]})
         assert ledger.rows()[0]["score"] == 0.91
     message = str(caught.value)
     assert "0123456789ab" in message
@@ -141,9 +129,7 @@ def test_every_acknowledged_row_survives_kill_minus_nine(tmp_path: Path) -> None
             process.wait()
             lines += process.stdout.readlines()
         # the last line may have been cut by the kill; it was then not acknowledged
-        acknowledged += [
-            (name, int(i)) for name, i in (line.split() for line in lines if line.endswith("\n"))
-        ]
+        acknowledged += [(name, int(i)) for name, i in (line.split() for line in lines if line.endswith("\n"))]
         with Ledger.open(path) as ledger:
             kept = [(row["writer"], row["i"]) for row in ledger.rows()]
         assert len(kept) == len(set(kept))

@@ -28,9 +28,7 @@ IMAGE = (3, 12, 12)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -46,9 +44,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         ("mlp:64-10", (64,), []),
     ],
 )
-def test_an_mlp_has_the_sizes_named_or_those_of_the_task(
-    text: str, shape: tuple[int, ...], hidden: list[int]
-) -> None:
+def test_an_mlp_has_the_sizes_named_or_those_of_the_task(text: str, shape: tuple[int, ...], hidden: list[int]) -> None:
     model = build(text, shape, 10, seed=0)
     assert [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)] == [*hidden, 10]
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
@@ -68,9 +64,7 @@ def test_an_mlp_has_the_sizes_named_or_those_of_the_task(
         ("resnet20:4", (1, 1, 1), None),
     ],
 )
-def test_image_networks_take_the_shape_of_the_task(
-    text: str, shape: tuple[int, ...], weights: int | None
-) -> None:
+def test_image_networks_take_the_shape_of_the_task(text: str, shape: tuple[int, ...], weights: int | None) -> None:
     model = build(text, shape, 7 if weights is None else 10, seed=0).eval()
     assert model(torch.zeros(2, *shape)).shape == (2, 7 if weights is None else 10)
     if weights is not None:
@@ -323,9 +317,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: fl
     state = small().state_dict()
     state["conv2.weight"][0, 1, 2, 2] = bad
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(
-        InputError, match=r"a\.pt: conv2\.weight: expected finite numbers, got 1 NaN or Inf among 54"
-    ):
+    with pytest.raises(InputError, match=r"a\.pt: conv2\.weight: expected finite numbers, got 1 NaN or Inf among 54"):
         load_weights(small(), tmp_path / "a.pt")
     state["conv2.weight"][0, 1, 2, 2] = 0
     wide = {name: tensor.double() if "num" not in name else tensor for name, tensor in state.items()}
@@ -512,9 +504,7 @@ def resnet8() -> nn.Module:
     )
 
 
-def test_the_published_cifar10_network_scores_as_published_on_raw_pixels(
-    data_root: Path, tmp_path: Path
-) -> None:
+def test_the_published_cifar10_network_scores_as_published_on_raw_pixels(data_root: Path, tmp_path: Path) -> None:
     folder = data_root.parent / "models" / "resnet8-cifar10"
     if not folder.is_dir():
         pytest.skip(f"needs the network in {folder}")

@@ -6,7 +6,6 @@ import math
 import random
 import re
 import shutil
-import stat
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from planaria.report.figures import ledger_figure, rescue_figure, response_figure, summary_figure
-from planaria.report.page import render, write_page
+from planaria.report.page import render
 from planaria.report.words import headline
 
 BUDGET, TOLERANCE, BATCH = 2000, 0.01, 128
@@ -108,9 +107,7 @@ def rescue_document(
         "rows": rows,
         "summary": summary,
         "response": response(rng, intact),
-        "warnings": [
-            "Refit from a sidecar reads the incoming weights of dead units; here they were still readable."
-        ],
+        "warnings": ["Refit from a sidecar reads the incoming weights of dead units; here they were still readable."],
         "files": {"report": "out/report.html", "results": "out/results.csv", "manifest": "out/manifest.json"},
         "manifest": {
             "command_line": [
@@ -143,9 +140,7 @@ def cost(updates: float, *, images: int = 0) -> dict[str, Any]:
     }
 
 
-def trial(
-    rng: random.Random, repair: str, dose: float, seed: int, intact: float, *, hopeless: bool
-) -> dict[str, Any]:
+def trial(rng: random.Random, repair: str, dose: float, seed: int, intact: float, *, hopeless: bool) -> dict[str, Any]:
     scale, left = REPAIRS[repair]
     # Every repair gets the same lesion.
     damaged = max(0.1, intact - 0.9 * dose**1.8 + random.Random(f"{dose} {seed}").gauss(0, 0.03))
@@ -175,9 +170,7 @@ def trial(
             moment(0, start, dose, images)
     if scale:
         for updates in range(hits + 20, BUDGET + 1, 20):
-            score = (
-                best - (best - start) * math.exp(-(((updates - hits) / scale) ** 0.8)) + rng.gauss(0, 0.0007)
-            )
+            score = best - (best - start) * math.exp(-(((updates - hits) / scale) ** 0.8)) + rng.gauss(0, 0.0007)
             moment(updates, score, dose, images)
     target = 0.9841 - TOLERANCE
     run = [point["validation"] >= target and point["updates"] >= hits for point in curve]
@@ -194,9 +187,7 @@ def trial(
         "cost": cost(final, images=images),
         "cost_since_last_hit": cost(final - hits, images=images),
         "rescue_cost": None if hit is None else cost(curve[hit]["updates"], images=images),
-        "rescue_cost_since_last_hit": None
-        if hit is None
-        else cost(curve[hit]["updates"] - hits, images=images),
+        "rescue_cost_since_last_hit": None if hit is None else cost(curve[hit]["updates"] - hits, images=images),
         "validation_before": 0.9841,
         "units_deleted": int(512 * dose),
         "curve": curve,
@@ -354,9 +345,7 @@ def test_the_page_tells_question_curve_repair_and_verdict_in_words(page: Page) -
     assert "trials were not rescued within the compute of 2,000 updates: they count as censored." in words
 
 
-def test_the_table_has_every_repair_at_every_dose_and_marks_one_per_dose(
-    page: Page, rescue: dict[str, Any]
-) -> None:
+def test_the_table_has_every_repair_at_every_dose_and_marks_one_per_dose(page: Page, rescue: dict[str, Any]) -> None:
     text = render(rescue)
     table = text[text.index('<table class="comparison">') :]
     table = table[: table.index("</table>")]
@@ -378,10 +367,7 @@ def test_the_page_says_how_to_run_it_again(page: Page) -> None:
 
 def test_the_terms_are_defined_with_the_numbers_of_this_run(page: Page) -> None:
     words = " ".join(page.words.split())
-    assert (
-        "within 1 point of the undamaged network's for 3 evaluations in a row, within the compute of 2,000"
-        in words
-    )
+    assert "within 1 point of the undamaged network's for 3 evaluations in a row, within the compute of 2,000" in words
     for term in ("Dose", "Rescued", "Censored", "In total", "Since the last hit", "Interval"):
         assert term in words
 
@@ -415,12 +401,9 @@ def test_text_from_users_is_shown_and_never_run(rescue: dict[str, Any]) -> None:
         assert "<img" not in json.dumps(figure["layout"].get("annotations", []))
 
 
-def test_a_file_beside_the_page_is_a_link_and_another_is_only_named(
-    rescue: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_file_beside_the_page_is_a_link_and_another_is_only_named(rescue: dict[str, Any], tmp_path: Path) -> None:
     files = {"results": str(tmp_path / "a b.csv"), "network": "/elsewhere/net.safetensors"}
-    write_page(rescue | {"files": files}, tmp_path / "report.html")
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = Page(render(rescue | {"files": files}, folder=tmp_path))
     assert page.links == ["./a%20b.csv"]
     assert "/elsewhere/net.safetensors" in page.words
 
@@ -746,42 +729,14 @@ def test_figures_do_not_change_the_document_and_are_repeatable(rescue: dict[str,
     assert json.dumps(rescue) == before
 
 
-# ------------------------------------------------------------------------------------------------ the file
-
-
-def test_the_page_replaces_an_older_one_and_keeps_its_mode(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    path.chmod(0o640)
-    write_page(respond_document(), path)
-    assert path.read_text(encoding="utf-8").endswith("</html>\n")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_failed_write_leaves_the_old_page_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_page(respond_document(), path)
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+# --------------------------------------------------------------------------------------------- the browser
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
 @pytest.mark.parametrize("kind", ["rescue", "respond"])
-def test_a_browser_draws_every_figure_without_an_error(
-    rescue: dict[str, Any], tmp_path: Path, kind: str
-) -> None:
+def test_a_browser_draws_every_figure_without_an_error(rescue: dict[str, Any], tmp_path: Path, kind: str) -> None:
     document = rescue if kind == "rescue" else respond_document()
-    write_page(document, tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render(document), encoding="utf-8")
     command = [
         *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

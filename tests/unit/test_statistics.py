@@ -243,9 +243,7 @@ def test_kaplan_meier_agrees_with_its_slow_twin(trials: list[tuple[int, bool]]) 
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 60))
-def test_without_censoring_the_restricted_mean_is_the_mean_of_the_capped_times(
-    times: list[int], cap: int
-) -> None:
+def test_without_censoring_the_restricted_mean_is_the_mean_of_the_capped_times(times: list[int], cap: int) -> None:
     mean = kaplan_meier(times, [True] * len(times)).restricted_mean(cap)
     assert mean.best == pytest.approx(np.minimum(times, cap).mean())
     assert 0 <= mean.low <= mean.best <= mean.high <= cap
@@ -362,9 +360,7 @@ def test_a_draw_that_explodes_counts_once() -> None:
         (["a", "b"], [[0.9, 0.5]], "doses"),
     ],
 )
-def test_unusable_curves_are_refused_by_every_reading(
-    doses: ArrayLike, scores: ArrayLike, named: str
-) -> None:
+def test_unusable_curves_are_refused_by_every_reading(doses: ArrayLike, scores: ArrayLike, named: str) -> None:
     readings: list[Callable[[], object]] = [
         lambda: half_dose(doses, scores, 0.1, generator()),
         lambda: dose_of_loss(doses, scores, generator()),
@@ -420,9 +416,7 @@ def test_the_break_scales_with_the_unit_of_the_dose() -> None:
 def test_a_curve_of_many_doses_is_thinned_and_keeps_its_break() -> None:
     doses = np.linspace(0, 1, 129)
     curve = np.interp(doses, DOSES, broken_curve(0.6))
-    found = critical_dose(
-        doses, curve + generator().normal(0, 0.03, (10, 129)), CHANCE, generator(), replicas=50
-    )
+    found = critical_dose(doses, curve + generator().normal(0, 0.03, (10, 129)), CHANCE, generator(), replicas=50)
     assert found.estimate is not None and found.estimate.best == pytest.approx(0.6, abs=0.02)
 
 
@@ -485,9 +479,7 @@ def test_smooth_curves_are_seldom_called_sharp() -> None:
     ("c", "before", "bend", "spread"),
     [(0.6, -0.05, -1.8, 0.03), (0.6, -0.05, -1.8, 0.1), (0.4, -0.2, -1.2, 0.05), (0.75, -0.05, -4.0, 0.06)],
 )
-def test_coverage_of_the_critical_dose_over_300_curves(
-    c: float, before: float, bend: float, spread: float
-) -> None:
+def test_coverage_of_the_critical_dose_over_300_curves(c: float, before: float, bend: float, spread: float) -> None:
     found = found_in(broken_curve(c, before, bend), spread, 300, "long")
     assert 0.93 <= coverage(found, c) <= 0.985
 

@@ -185,9 +185,7 @@ def test_a_validation_share_outside_zero_to_one_is_refused(share: float) -> None
 def test_labels_outside_the_classes_are_refused_with_the_first_index() -> None:
     labels = Y.clone()
     labels[[6, 9]] = 7
-    with pytest.raises(
-        InputError, match=r"train.targets: expected labels from 0 to 3, got 7 at index 6 \(2 such"
-    ):
+    with pytest.raises(InputError, match=r"train.targets: expected labels from 0 to 3, got 7 at index 6 \(2 such"):
         small(train=(X, labels), classes=4)
     labels[2] = -1
     with pytest.raises(InputError, match="got -1 at index 2"):
@@ -197,9 +195,7 @@ def test_labels_outside_the_classes_are_refused_with_the_first_index() -> None:
 
 
 def test_splits_of_different_shapes_are_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"Task.test.inputs: expected rows of shape \[2\] as in train, got \[1\]"
-    ):
+    with pytest.raises(InputError, match=r"Task.test.inputs: expected rows of shape \[2\] as in train, got \[1\]"):
         small(test=(X[:, :1], Y))
 
 

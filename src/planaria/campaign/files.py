@@ -111,9 +111,7 @@ def run_folder(path: Path | str, settings: Mapping[str, object], *, fresh: bool 
             "Give another folder with --out.",
         ) from error
     if fresh or not (folder / MANIFEST).exists():
-        write_atomic(
-            folder / MANIFEST, json.dumps({"schema": _SCHEMA, "settings": settings}, indent=2) + "\n"
-        )
+        write_atomic(folder / MANIFEST, json.dumps({"schema": _SCHEMA, "settings": settings}, indent=2) + "\n")
     return folder
 
 
@@ -180,9 +178,7 @@ def _differences(key: str, old: object, new: object) -> list[str]:
         return [
             line
             for name in names
-            for line in _differences(
-                f"{key}.{name}" if key else name, old.get(name, _ABSENT), new.get(name, _ABSENT)
-            )
+            for line in _differences(f"{key}.{name}" if key else name, old.get(name, _ABSENT), new.get(name, _ABSENT))
         ]
     return [] if _shown(old) == _shown(new) else [f"{key}: {_shown(old)} -> {_shown(new)}"]
 

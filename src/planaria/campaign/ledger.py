@@ -22,9 +22,7 @@ from planaria.core.errors import EnvironmentProblem, InputError, PlanariaError
 _APPLICATION = 0x706C616E  # "plan", SQLite's field for whose file this is
 _BUSY_SECONDS = 60.0
 # What the machine, and not the file's content, is to blame for.
-_ENVIRONMENT = tuple(
-    f"SQLITE_{name}" for name in ("BUSY", "LOCKED", "FULL", "IOERR", "CANTOPEN", "READONLY", "PERM")
-)
+_ENVIRONMENT = tuple(f"SQLITE_{name}" for name in ("BUSY", "LOCKED", "FULL", "IOERR", "CANTOPEN", "READONLY", "PERM"))
 _TABLE = (
     "CREATE TABLE trials (position INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,"
     " payload TEXT NOT NULL, sha256 TEXT NOT NULL)"
@@ -135,9 +133,7 @@ class Ledger:
 
     def __getitem__(self, id: str) -> dict[str, object]:
         with _explained(self.path):
-            found = self._connection.execute(
-                "SELECT id, payload, sha256 FROM trials WHERE id = ?", (id,)
-            ).fetchone()
+            found = self._connection.execute("SELECT id, payload, sha256 FROM trials WHERE id = ?", (id,)).fetchone()
         if found is None:
             raise KeyError(id)
         return self._unsealed(*found)
@@ -152,9 +148,7 @@ class Ledger:
             InputError: A row does not match its checksum: the file was damaged.
         """
         with _explained(self.path):
-            found = self._connection.execute(
-                "SELECT id, payload, sha256 FROM trials ORDER BY position"
-            ).fetchall()
+            found = self._connection.execute("SELECT id, payload, sha256 FROM trials ORDER BY position").fetchall()
         return [self._unsealed(*row) for row in found]
 
     def close(self) -> None:
@@ -228,9 +222,7 @@ def _open_or_create(path: Path, connection: sqlite3.Connection) -> None:
             raise _damaged(path, " ".join(verdict.split()))
     else:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "BEGIN IMMEDIATE"
-        )  # of several processes that create it, one does and the others see it
+        connection.execute("BEGIN IMMEDIATE")  # of several processes that create it, one does and the others see it
         if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")

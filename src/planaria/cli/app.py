@@ -50,7 +50,8 @@ TaskText = Annotated[
     ),
 ]
 DataDir = Annotated[
-    str | None, typer.Option("--data-dir", help="Folder searched first for data sets.", rich_help_panel="What")
+    str | None,
+    typer.Option("--data-dir", help="Folder searched first for data sets.", rich_help_panel="What"),
 ]
 Expect = Annotated[
     float | None,
@@ -86,17 +87,13 @@ Pooled = Annotated[
 ]
 Order = Annotated[
     str,
-    typer.Option(
-        "--order", help="random, or by size of the weights: largest, smallest.", rich_help_panel="Damage"
-    ),
+    typer.Option("--order", help="random, or by size of the weights: largest, smallest.", rich_help_panel="Damage"),
 ]
 Kinds = Annotated[
     str | None,
     typer.Option("--kinds", help="neuron, channel, head, branch, tap.", rich_help_panel="Damage"),
 ]
-Layers = Annotated[
-    str | None, typer.Option("--layers", help="LAYER,LAYER; by default all.", rich_help_panel="Damage")
-]
+Layers = Annotated[str | None, typer.Option("--layers", help="LAYER,LAYER; by default all.", rich_help_panel="Damage")]
 Seed = Annotated[int, typer.Option("--seed", help="First seed.", rich_help_panel="How")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.", rich_help_panel="How")]
 Threads = Annotated[
@@ -107,22 +104,24 @@ Quick = Annotated[bool, typer.Option("--quick", help="A short form, in seconds."
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="Folder for the results; by default a new one named after the run.", rich_help_panel="Output"
+        "--out",
+        help="Folder for the results; by default a new one named after the run.",
+        rich_help_panel="Output",
     ),
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Start over instead of going on.", rich_help_panel="Output")
-]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.", rich_help_panel="Output")]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Say what would be done and how long it takes; write nothing.", rich_help_panel="Output"),
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done and how long it takes; write nothing.",
+        rich_help_panel="Output",
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on stdout.", rich_help_panel="Output")
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel="Output")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel="Output")]
 
 
 def _version(wanted: bool) -> None:
@@ -146,8 +145,16 @@ def _main(
 
 
 def _subject(
-    model: str, weights: Path | None, task: str, data_dir: str | None, device: str, threads: int, seed: int,
-    epochs: int | None, taps: str | None, quick: bool,
+    model: str,
+    weights: Path | None,
+    task: str,
+    data_dir: str | None,
+    device: str,
+    threads: int,
+    seed: int,
+    epochs: int | None,
+    taps: str | None,
+    quick: bool,
 ) -> Any:
     from planaria.cli.inputs import Subject, words
 
@@ -199,12 +206,13 @@ def rescue(
     ] = None,
     updates: Annotated[
         int | None,
-        typer.Option("--updates", help="Budget of every repair, in retraining updates from the undamaged network.",
-                     rich_help_panel="Repair"),
+        typer.Option(
+            "--updates",
+            help="Budget of every repair, in retraining updates from the undamaged network.",
+            rich_help_panel="Repair",
+        ),
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", help="Examples per update.", rich_help_panel="Repair")
-    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Examples per update.", rich_help_panel="Repair")] = None,
     optimiser: Annotated[
         str, typer.Option("--optimiser", help="adam, adamw or sgd.", rich_help_panel="Repair")
     ] = "adam",
@@ -212,7 +220,8 @@ def rescue(
         float | None, typer.Option("--rate", help="Learning rate of retraining.", rich_help_panel="Repair")
     ] = None,
     bites: Annotated[
-        int, typer.Option("--bites", min=1, help="Damage events of the iterative repair.", rich_help_panel="Repair")
+        int,
+        typer.Option("--bites", min=1, help="Damage events of the iterative repair.", rich_help_panel="Repair"),
     ] = 10,
     inputs: Annotated[
         int,
@@ -220,11 +229,16 @@ def rescue(
     ] = 1024,
     tolerance: Annotated[
         float,
-        typer.Option("--tolerance", min=0, help="Rescued: validation score within this of the intact one ...",
-                     rich_help_panel="Repair"),
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="Rescued: validation score within this of the intact one ...",
+            rich_help_panel="Repair",
+        ),
     ] = 0.01,
     consecutive: Annotated[
-        int, typer.Option("--consecutive", min=1, help="... this many evaluations in a row.", rich_help_panel="Repair")
+        int,
+        typer.Option("--consecutive", min=1, help="... this many evaluations in a row.", rich_help_panel="Repair"),
     ] = 3,
     every: Annotated[
         int, typer.Option("--every", min=1, help="Updates between evaluations.", rich_help_panel="Repair")
@@ -232,8 +246,12 @@ def rescue(
     seed: Seed = 0,
     seeds: Annotated[
         int | None,
-        typer.Option("--seeds", min=1, help="Number of seeds, one lesion and one repair run each; 5.",
-                     rich_help_panel="How")
+        typer.Option(
+            "--seeds",
+            min=1,
+            help="Number of seeds, one lesion and one repair run each; 5.",
+            rich_help_panel="How",
+        ),
     ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
@@ -243,8 +261,11 @@ def rescue(
     dry_run: DryRun = False,
     fail_under: Annotated[
         float | None,
-        typer.Option("--fail-under", help="Exit 1 unless the best repair's mean score reaches this at every dose.",
-                     rich_help_panel="Output"),
+        typer.Option(
+            "--fail-under",
+            help="Exit 1 unless the best repair's mean score reaches this at every dose.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -304,7 +325,8 @@ def respond(
     ] = None,
     seed: Seed = 0,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Seeds; each gives the full number of orders.", rich_help_panel="How")
+        int,
+        typer.Option("--seeds", min=1, help="Seeds; each gives the full number of orders.", rich_help_panel="How"),
     ] = 1,
     device: Device = "cpu",
     threads: Threads = 1,
@@ -341,7 +363,8 @@ def units(
         bool, typer.Option("--quick", help="Verify 8 units per layer instead of 64.", rich_help_panel="How")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the JSON document to this file.", rich_help_panel="Output")
+        Path | None,
+        typer.Option("--out", help="Write the JSON document to this file.", rich_help_panel="Output"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -355,7 +378,8 @@ def units(
 @app.command()
 def doctor(
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the JSON document to this file.", rich_help_panel="Output")
+        Path | None,
+        typer.Option("--out", help="Write the JSON document to this file.", rich_help_panel="Output"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -430,7 +454,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return _complain(f"out of memory ({kind}). Use smaller --batch or --inputs, or train=N in the task.", 5)
     return _complain(
-        f"unexpected {kind}: {error}\nThis is a bug: please report it with the traceback that --debug shows.", 5
+        f"unexpected {kind}: {error}\nThis is a bug: please report it with the traceback that --debug shows.",
+        5,
     )
 
 

@@ -113,9 +113,7 @@ def _torch() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:  # a broken build raises OSError, ImportError or RuntimeError
-        remedy = (
-            "Install it: python -m pip install 'torch>=2.10' (pytorch.org's install page lists the builds)."
-        )
+        remedy = "Install it: python -m pip install 'torch>=2.10' (pytorch.org's install page lists the builds)."
         yield _check("torch", f"cannot be imported: {_first_line(error)}", "problem", remedy)
         return
     if torch.version.hip:
@@ -129,9 +127,7 @@ def _torch() -> Iterator[Check]:
         "torch",
         f"{torch.__version__}, {build}",
         "problem" if old else "ok",
-        "Older releases read weights unsafely. Install it: python -m pip install 'torch>=2.10'."
-        if old
-        else "",
+        "Older releases read weights unsafely. Install it: python -m pip install 'torch>=2.10'." if old else "",
     )
     capability = torch.backends.cpu.get_cpu_capability()
     yield _check(
@@ -145,9 +141,7 @@ def _torch() -> Iterator[Check]:
     elif torch.backends.mps.is_available():
         yield _check("gpu", "Apple GPU (mps)")
     elif shutil.which("nvidia-smi"):
-        remedy = (
-            "Install the CUDA build of torch that matches the driver, as pytorch.org's install page says."
-        )
+        remedy = "Install the CUDA build of torch that matches the driver, as pytorch.org's install page says."
         yield _check("gpu", f"an NVIDIA driver, but this torch ({build}) cannot use it", "warning", remedy)
     else:
         yield _check("gpu", "none; everything runs on the CPU")
@@ -167,9 +161,7 @@ def _required() -> Check:
 
 def _memory() -> Check:
     if importlib.util.find_spec("psutil") is None:
-        return _check(
-            "memory", "unknown: psutil is missing", "warning", "Install it: python -m pip install psutil."
-        )
+        return _check("memory", "unknown: psutil is missing", "warning", "Install it: python -m pip install psutil.")
     import psutil
 
     memory = psutil.virtual_memory()
@@ -225,9 +217,7 @@ def _torchvision() -> Iterator[Check]:
             "it: python -m pip uninstall torchvision."
         )
         reason = failure[0] if failure else "no message"
-        yield _check(
-            "torchvision", f"{number} beside torch {torch} cannot be imported: {reason}", "problem", remedy
-        )
+        yield _check("torchvision", f"{number} beside torch {torch} cannot be imported: {reason}", "problem", remedy)
     else:
         yield _check("torchvision", f"{number} works with torch {_installed('torch')}")
 
@@ -244,9 +234,7 @@ def _disk() -> Check:
 def _permission() -> Check:
     if os.access(Path.cwd(), os.W_OK):
         return _check("writing", f"{Path.cwd()} can be written")
-    return _check(
-        "writing", f"{Path.cwd()} cannot be written", "warning", "Give a folder of yours with --out."
-    )
+    return _check("writing", f"{Path.cwd()} cannot be written", "warning", "Give a folder of yours with --out.")
 
 
 def _installed(name: str) -> str | None:

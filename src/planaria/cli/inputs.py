@@ -202,7 +202,9 @@ def tapped(net: Network, layers: tuple[str, ...] = ()) -> Network:
     wanted = list(layers) + [layer for layer in Anatomy.of(net).tappable(net) if layer not in layers]
     net = tap(net, wanted) if wanted else net
     # Those that came with the weights too.
-    taps = {name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items() if name.endswith((GAIN, OFFSET))}
+    taps = {
+        name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items() if name.endswith((GAIN, OFFSET))
+    }
     return net.pin(taps) if taps else net
 
 

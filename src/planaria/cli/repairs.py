@@ -27,9 +27,9 @@ MEANINGS = {
 }
 SIDECAR_INPUTS = 10_000
 _OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
-    "adam": lambda rate: Adam(rate),
-    "adamw": lambda rate: AdamW(rate),
-    "sgd": lambda rate: SGD(rate),
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": SGD,
 }
 _RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
 

@@ -374,7 +374,7 @@ def _show(document: dict[str, Any], screen: Screen) -> None:
     settings = document["settings"]
     screen.results.print(
         f"rescued: validation score within {settings['tolerance']:g} of the intact one, {settings['consecutive']} "
-        f"evaluations in a row, within the work of {settings['updates']} updates. updates: median to rescue, in total / "
+        f"evaluations in a row, in the work of {settings['updates']} updates. updates: median to rescue, total / "
         f"since the last hit (- more than half not rescued). Brackets: 95 % interval over {len(settings['seeds'])} "
         "seeds, for this one network.",
         markup=False,

@@ -105,7 +105,12 @@ def _rows(response: Response, draws: int, seeds: tuple[int, ...]) -> list[dict[s
 
 
 def _announce(evaluations: int, folder: str, screen: Screen) -> int:
-    document = {"command": "respond", "schema": "planaria.plan.v1", "evaluations": evaluations, "folder": folder}
+    document = {
+        "command": "respond",
+        "schema": "planaria.plan.v1",
+        "evaluations": evaluations,
+        "folder": folder,
+    }
     if screen.as_json:
         screen.document(document)
     else:

@@ -160,9 +160,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line: dict[str, Any] = {}
         for key, value in row.items():
+            if value is None and key.startswith("rescue_cost"):
+                value = dict.fromkeys(row["cost"], "")  # censored, and the columns are there all the same
             if isinstance(value, dict):
                 line |= {f"{key}.{inner}": item for inner, item in value.items()}
-            elif not isinstance(value, list) and not (value is None and key.startswith("rescue_cost")):
+            elif not isinstance(value, list):
                 line[key] = value
         flat.append(line)
     columns = list(dict.fromkeys(key for line in flat for key in line))

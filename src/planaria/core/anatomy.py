@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planaria.core.errors import AnatomyError, nearest
+from planaria.core.errors import AnatomyError, InputError, nearest
 from planaria.core.graph import Graph, Tags, run, trace
 from planaria.core.network import Network
 from planaria.core.survey import HEADS, OUTPUTS, UNUSED, survey
@@ -44,7 +44,9 @@ class Unit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str) or not isinstance(self.index, int):
-            raise AnatomyError("Unit", "a layer name and an index", f"{self.layer!r}, {self.index!r}")
+            raise InputError("Unit", "a layer name and an index", f"{self.layer!r}, {self.index!r}")
+        if self.index < 0:
+            raise InputError("Unit.index", "a number of at least 0", self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +169,7 @@ class Anatomy:
                 found.append(layer)
         return tuple(dict.fromkeys(found))
 
-    def select(
-        self, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None
-    ) -> tuple[Group, ...]:
+    def select(self, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> tuple[Group, ...]:
         """Groups of the given kinds and layers.
 
         Args:
@@ -188,9 +188,7 @@ class Anatomy:
                     f"layer {layer!r}",
                     "a layer with units",
                     "none of that name" if reason is None else reason,
-                    nearest(layer, by_name)
-                    if reason is None
-                    else "tap(net, [layer]) makes units of its output.",
+                    nearest(layer, by_name) if reason is None else "tap(net, [layer]) makes units of its output.",
                 )
         for kind in kinds or ():
             if kind not in KINDS:
@@ -338,7 +336,6 @@ class Anatomy:
                 worst = max(worst, difference)
             checks.append(Check(group.layer, len(spaced), worst))
         return tuple(checks)
-
 
     def _disagreement(
         self,

@@ -23,14 +23,57 @@ from planaria.core.autodiff import plain_kernels
 from planaria.core.network import Network
 
 _REARRANGE = frozenset(
-    "view _unsafe_view reshape _reshape_alias t transpose permute expand unsqueeze squeeze slice select split "
-    "split_with_sizes unbind chunk cat stack clone alias detach lift_fresh contiguous constant_pad_nd repeat flip roll "
-    "index_select _to_copy narrow".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "chunk",
+        "cat",
+        "stack",
+        "clone",
+        "alias",
+        "detach",
+        "lift_fresh",
+        "contiguous",
+        "constant_pad_nd",
+        "repeat",
+        "flip",
+        "roll",
+        "index_select",
+        "_to_copy",
+        "narrow",
+    ]
 )
 _POOL = frozenset(
-    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d mean sum amax upsample_nearest2d "
-    "upsample_bilinear2d".split()
+    [
+        "max_pool1d",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_max_pool2d",
+        "mean",
+        "sum",
+        "amax",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+    ]
 )
 _NORM = {  # name -> whether statistics run over each unit alone
     "native_batch_norm": True,
@@ -265,6 +308,8 @@ def _needed(calls: list[Call], outputs: list[Value]) -> set[int]:
     """Calls on which the outputs depend; what is computed and thrown away says nothing about units."""
     makers = {id(value): at for at, call in enumerate(calls) for value in call.outputs if value is not None}
     waiting = [makers[id(value)] for value in outputs if id(value) in makers]
+    # A number that leaves the tensors (item, a condition) may come back in any way.
+    waiting += [at for at, call in enumerate(calls) if call.outputs and not any(call.outputs)]
     needed: set[int] = set()
     while waiting:
         at = waiting.pop()
@@ -333,9 +378,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._tags = Tags()
-        self._current: dict[
-            int, Value
-        ] = {}  # id(tensor) -> its latest value; tensors are kept alive by their values
+        self._current: dict[int, Value] = {}  # id(tensor) -> its latest value; tensors are kept alive by their values
         self._sharing: dict[int, list[Tensor]] = {}  # storage -> tensors seen on it
         for name, tensor in weights.items():
             index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)

@@ -130,7 +130,7 @@ class Budget:
     def __post_init__(self) -> None:
         if self.of != "moments" and self.of not in _MEASURES:
             raise InputError("Budget.of", f"one of moments, {', '.join(_MEASURES)}", repr(self.of))
-        if not self.amount >= 0:
+        if not (isinstance(self.amount, (int, float)) and self.amount >= 0):
             raise InputError("Budget.amount", "a number of at least 0", self.amount)
 
     def used(self, cost: Cost, moments: int) -> float:
@@ -174,6 +174,7 @@ class Chain:
     operators: tuple[Operator, ...]
 
     def __call__(self, net: Network, rng: Generator, /) -> Network:
+        """Network after it; the cost is dropped."""
         return self.moment(net, rng).network
 
     def moment(self, net: Network, rng: Generator, /) -> Moment:
@@ -195,6 +196,7 @@ class Repeat:
     operator: Operator
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
+        """Moments after each application."""
         cost = Cost()
         while True:
             one = perform(self.operator, net, rng)
@@ -213,6 +215,7 @@ class Settle:
     until: Budget | None = None
 
     def __call__(self, net: Network, rng: Generator, /) -> Network:
+        """Network after it; the cost is dropped."""
         return self.moment(net, rng).network
 
     def moment(self, net: Network, rng: Generator, /) -> Moment:
@@ -237,6 +240,7 @@ class After:
     flow: Flow
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
+        """The operator's moment, then the flow's, with the costs added."""
         first = perform(self.operator, net, rng)
         yield first
         for moment in self.flow(first.network, rng):
@@ -247,7 +251,7 @@ class After:
 
 
 def chain(*operators: Operator) -> Chain:
-    """Operators one after another, as one operator: chain(a, b)(net) = b(a(net)).
+    """Operators one after another, as one operator: the second sees what the first has made.
 
     Example:
         >>> chain()

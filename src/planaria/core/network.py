@@ -101,9 +101,7 @@ class Network:
         with plain_kernels(), torch.set_grad_enabled(weights is not None):
             return functional_call(self.module, (weights or self.weights, buffers), (inputs,))
 
-    def with_weights(
-        self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None
-    ) -> Network:
+    def with_weights(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> Network:
         """The same network with some tensors exchanged.
 
         Args:
@@ -166,9 +164,7 @@ class Network:
         """
         tensors: dict[int, Tensor] = {}
         for name, parameter in self.module.named_parameters():
-            tensors[id(parameter)] = nn.Parameter(
-                self.weights[name].clone(), requires_grad=parameter.requires_grad
-            )
+            tensors[id(parameter)] = nn.Parameter(self.weights[name].clone(), requires_grad=parameter.requires_grad)
         for name, buffer in self.module.named_buffers():
             tensors[id(buffer)] = self.buffers[name].clone()
         return copy.deepcopy(self.module, tensors)  # the memo replaces each tensor
@@ -204,9 +200,7 @@ class Network:
         return digest({**self.weights, **{f"buffer:{name}": tensor for name, tensor in self.buffers.items()}})
 
     def __repr__(self) -> str:
-        return (
-            f"<Network {type(self.module).__name__}: {self.parameters:,} weights, sha256 {self.sha256[:12]}>"
-        )
+        return f"<Network {type(self.module).__name__}: {self.parameters:,} weights, sha256 {self.sha256[:12]}>"
 
 
 def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
@@ -226,7 +220,8 @@ def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
     """
     if bool((plasticity == 1).all()):
         return target.clone()
-    return torch.where(plasticity == 0, weight, torch.lerp(weight, target, plasticity))
+    between = torch.where(plasticity == 1, target, torch.lerp(weight, target, plasticity))
+    return torch.where(plasticity == 0, weight, between)
 
 
 def _ones(weights: Weights) -> Weights:

@@ -79,18 +79,14 @@ def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
         _close(graph, head)
         if not (head.readers and head.exact_by):
             continue
-        head.layer = _common(
-            head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)]
-        )
+        head.layer = _common(head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)])
         while head.layer in found or head.layer in made:
             head.layer += ".heads"
         found[head.layer] = head
     for finding in made.values():
         reason = _close(graph, finding)
         if any(end.what == "attention" for end in finding.ends):
-            unreached[finding.layer] = (
-                "its outputs are queries, keys or values: its units are the attention heads"
-            )
+            unreached[finding.layer] = "its outputs are queries, keys or values: its units are the attention heads"
         elif reason:
             unreached[finding.layer] = reason
         else:
@@ -189,12 +185,7 @@ def _step(finding: Finding, call: Call, value: Value, labels: Tensor) -> tuple[V
     if not call.pointwise or out.tensor.shape != labels.shape or any(other.active for other in others):
         return None
     weights = [other for other in others if other.sources]
-    if (
-        len(weights) == 1
-        and len(others) == 1
-        and call.name in {"add", "mul"}
-        and weights[0].weight is not None
-    ):
+    if len(weights) == 1 and len(others) == 1 and call.name in {"add", "mul"} and weights[0].weight is not None:
         role = "shift" if call.name == "add" else "scale"
         before = dict(finding.owners["shift"])
         if weights[0].weight.endswith((GAIN, OFFSET)):
@@ -223,12 +214,10 @@ def _normalise(finding: Finding, call: Call, out: Value, labels: Tensor) -> tupl
     if call.normalises:
         finding.owners["incoming"].update(finding.owners["shift"])
     else:  # its statistics run over other units too: what is read by it must not be touched
-        finding.owners["incoming"] = {}
+        finding.owners["incoming"], finding.owners["scale"] = {}, {}
     finding.owners["shift"] = {}
     owned = isinstance(scale, Value) and isinstance(shift, Value)
-    finding.quiet = (
-        owned and _own(finding, "incoming", scale, spread) and _own(finding, "shift", shift, spread)
-    )
+    finding.quiet = owned and _own(finding, "scale", scale, spread) and _own(finding, "shift", shift, spread)
     return out, labels
 
 
@@ -394,7 +383,11 @@ def _columns_read(product: Product, labels: Tensor) -> Tensor | None:
 
 def _merge(a: Finding, b: Finding) -> Finding:
     """A layer that is called twice: the same units again, silent only if every call's are; or further units."""
-    pairs = [(a.owners[role][name], b.owners[role][name]) for role in ROLES for name in a.owners[role].keys() & b.owners[role]]
+    pairs = [
+        (a.owners[role][name], b.owners[role][name])
+        for role in ROLES
+        for name in a.owners[role].keys() & b.owners[role]
+    ]
     if not any(bool(((one >= 0) & (two >= 0)).any()) for one, two in pairs):
         _renumber(b, a.count)
         a.count += b.count
@@ -453,6 +446,8 @@ def _heads(graph: Graph) -> list[Finding]:
 def _join(graph: Graph, head: Finding, made: Finding) -> None:
     """Give a head the rows of the query, key and value products that reach it."""
     places = _places(graph, head)
+    call = graph.calls[head.first]
+    weighed = {head.first} if call.name != "_softmax" else {at for at, _ in _weighings(graph, head)}
     for end in made.ends:
         if end.what != "attention" or end.labels is None or end.at not in places:
             continue
@@ -462,11 +457,14 @@ def _join(graph: Graph, head: Finding, made: Finding) -> None:
             head_of[channels[channels >= 0]] = h
         if any(int((head_of[c[c >= 0]] != h).sum()) for h, c in enumerate(by_head)):
             continue  # keys or values that several heads share belong to none of them
+        # Only the values' bias comes out of a head as it is.
+        value = end.at in weighed and (call.name == "_softmax" or end.value is call.args[2])
         for role in ("incoming", "scale", "shift"):
+            into = head.owners[role if value else "incoming"]
             for name, owner in made.owners[role].items():
-                known = head.owners[role].get(name)
-                mine = head_of[owner]
-                head.owners[role][name] = mine if known is None else torch.where(mine >= 0, mine, known)
+                known, mine = into.get(name), head_of[owner]
+                if bool((mine >= 0).any()):
+                    into[name] = mine if known is None else torch.where(mine >= 0, mine, known)
         head.makers |= made.makers
 
 
@@ -564,7 +562,5 @@ def _name_the_rest(graph: Graph, net: Network, found: dict[str, Finding], unreac
         calls: list[Any] = [graph.calls[at].name for at in sorted(graph.reads[name])]
         if not calls:
             unreached[layer] = UNUSED
-        elif not any(
-            call in {"native_layer_norm", "native_group_norm", "native_batch_norm"} for call in calls
-        ):
+        elif not any(call in {"native_layer_norm", "native_group_norm", "native_batch_norm"} for call in calls):
             unreached.setdefault(layer, f"its weights are used by {calls[0]}, for which there is no rule")

@@ -48,9 +48,7 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
     modules = dict(net.module.named_modules())
     for layer in layers:
         if layer not in modules or layer == "":
-            raise AnatomyError(
-                f"layer {layer!r}", "the name of a module", "none of that name", nearest(layer, modules)
-            )
+            raise AnatomyError(f"layer {layer!r}", "the name of a module", "none of that name", nearest(layer, modules))
     module = copy.deepcopy(net.module)
     modules = dict(module.named_modules())
     seen: dict[str, Tensor] = {}
@@ -72,9 +70,7 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
             key = f"{layer}.{name}"
             weights[key] = value.to(output)
             plasticity[key] = torch.zeros_like(weights[key])
-            modules[layer].register_parameter(
-                name, nn.Parameter(torch.empty_like(weights[key], device="meta"))
-            )
+            modules[layer].register_parameter(name, nn.Parameter(torch.empty_like(weights[key], device="meta")))
         modules[layer].register_forward_hook(_apply)
     # The order of named_parameters is the order of weights everywhere.
     order = [name for name, _ in module.named_parameters()]

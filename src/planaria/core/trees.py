@@ -104,7 +104,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().cpu()
         total.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        # A copy, since a single number seen through a larger shape counts as contiguous and still cannot be viewed.
+        total.update(tensor.reshape(-1).clone().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

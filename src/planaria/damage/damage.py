@@ -39,7 +39,9 @@ class Damage:
     def __post_init__(self) -> None:
         for part, method in (("fault", "strike"), ("site", "select")):
             if not hasattr(getattr(self, part), method):
-                raise InputError(f"Damage.{part}", f"a {part}, something with .{method}", repr(getattr(self, part))[:100])
+                raise InputError(
+                    f"Damage.{part}", f"a {part}, something with .{method}", repr(getattr(self, part))[:100]
+                )
 
     def at(self, amount: float) -> Strike:
         """The operator that does this damage at the given dose.
@@ -58,6 +60,7 @@ class Strike:
     amount: float
 
     def __call__(self, net: Network, rng: Generator, /) -> Network:
+        """The damaged network."""
         slices = self.damage.site.select(net, self.amount, rng)
         return self.damage.fault.strike(net, slices, rng) if slices.all else net
 

@@ -143,6 +143,9 @@ def _check(owner: str, lasting: object, **numbers: object) -> None:
     if not isinstance(lasting, bool):
         raise InputError(f"{owner}.lasting", "True or False", repr(lasting))
     for name, number in numbers.items():
-        real = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < math.inf
-        if not real or abs(number) > 1e300:  # type: ignore[arg-type]  # beyond floats
-            raise InputError(f"{owner}.{name}", "a finite number", str(number)[:40])
+        try:
+            real = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        except OverflowError:  # a whole number beyond the floats
+            real = False
+        if not real:
+            raise InputError(f"{owner}.{name}", "a finite number", repr(number)[:40])

@@ -54,6 +54,8 @@ class Dose:
         Raises:
             InputError: If it is negative, NaN, above 1 for a fraction, or not whole for a count.
         """
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+            raise InputError("dose", f"a number ({self.unit})", repr(amount)[:40])
         if self.relative and not 0 <= amount <= 1:
             raise InputError("dose", f"a {self.unit} from 0 to 1", amount)
         if not self.relative and not (amount >= 0 and math.isfinite(amount) and amount == int(amount)):
@@ -105,6 +107,7 @@ class RandomUnits:
 
     def __post_init__(self) -> None:
         _counts("RandomUnits", self.dose, "units")
+        _switch("RandomUnits.per_layer", self.per_layer)
         _words("RandomUnits.kinds", self.kinds)
         _words("RandomUnits.layers", self.layers)
 
@@ -153,6 +156,7 @@ class RankedUnits:
 
     def __post_init__(self) -> None:
         _counts("RankedUnits", self.dose, "units")
+        _switch("RankedUnits.per_layer", self.per_layer)
         if not (isinstance(self.ranking, tuple) and all(isinstance(unit, Unit) for unit in self.ranking)):
             raise InputError("RankedUnits.ranking", "a tuple of Unit(layer, index)", str(self.ranking)[:100])
         if len(set(self.ranking)) < len(self.ranking):
@@ -179,8 +183,8 @@ class RankedUnits:
 class RandomEntries:
     """Single weights (edges) drawn at random, without replacement, among those that are not pinned.
 
-    Only matrices and kernels have edges; biases, normalisation weights and tables (embeddings) are never drawn. A fraction refers to all
-    edges of the chosen layers, pinned or not.
+    Only matrices and kernels have edges; biases, normalisation weights and tables (embeddings) are never drawn. A
+    fraction refers to all edges of the chosen layers, pinned or not.
 
     Args:
         dose: "fraction of entries" or "entries".
@@ -229,9 +233,7 @@ class RandomEntries:
         return Slices(incoming={}, scale={}, shift=entries, outgoing={})
 
 
-def rank(
-    net: Network, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None
-) -> tuple[Unit, ...]:
+def rank(net: Network, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> tuple[Unit, ...]:
     """Units by the size of their weights, largest first.
 
     Size: the Euclidean norm of the unit's outgoing entries, or of its incoming ones where it has none, divided by the
@@ -256,6 +258,11 @@ def rank(
         size = size / size.mean().clamp_min(1e-30)
         sized += [(-float(s), Unit(group.layer, index)) for index, s in enumerate(size)]
     return tuple(unit for _, unit in sorted(sized, key=lambda pair: pair[0]))
+
+
+def _switch(where: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InputError(where, "True or False", repr(value)[:40])
 
 
 def _words(where: str, words: object) -> None:

@@ -134,9 +134,7 @@ class Data:
         """
         if isinstance(rows, int):
             if not 0 < rows <= len(self):
-                raise InputError(
-                    "Data.take", f"a number of rows from 1 to {len(self)}", rows, "Ask for fewer rows."
-                )
+                raise InputError("Data.take", f"a number of rows from 1 to {len(self)}", rows, "Ask for fewer rows.")
             rows = slice(rows)
         elif not isinstance(rows, slice):
             rows = torch.as_tensor(rows, dtype=torch.long, device=self.inputs.device)
@@ -197,9 +195,7 @@ def _tensor(value: object, where: str) -> Tensor:
 def _rows(source: object, where: str) -> list[tuple[object, object]]:
     # A mapping or a text would iterate into nonsense; anything else is told by its elements.
     rows: list[tuple[object, object]] = []
-    if isinstance(source, Mapping | str) or not (
-        hasattr(source, "__iter__") or hasattr(source, "__getitem__")
-    ):
+    if isinstance(source, Mapping | str) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         got = type(source).__name__
     else:
         got = "nothing"

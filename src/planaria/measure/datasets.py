@@ -116,9 +116,7 @@ def task(text: str, *, data_dir: str | None = None) -> Task:
     try:
         return _prepared(text, raw, options)
     except InputError as problem:  # the same complaint, under the name of the task
-        raise InputError(
-            f"task {text!r}, {problem.where}", problem.expected, problem.got, problem.remedy
-        ) from None
+        raise InputError(f"task {text!r}, {problem.where}", problem.expected, problem.got, problem.remedy) from None
 
 
 def data_roots(data_dir: str | None = None) -> list[Path]:
@@ -346,9 +344,7 @@ def _preprocessing(
         return inputs.flatten(1) if flat else inputs
 
     record: dict[str, object] = {"divided_by": divisor, "flat": flat, **dict(raw.notes or {})}
-    record |= {
-        name: list(numbers) for name in ("mean", "std") if (numbers := getattr(options, name)) is not None
-    }
+    record |= {name: list(numbers) for name in ("mean", "std") if (numbers := getattr(options, name)) is not None}
     return preprocess, record
 
 

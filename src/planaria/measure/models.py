@@ -123,10 +123,7 @@ def resnet20(shape: Shape, classes: int, widths: list[int]) -> nn.Module:
     inward = base
     for stage in range(3):
         outward = base * 2**stage
-        blocks = [
-            ResidualBlock(inward if i == 0 else outward, outward, 2 if stage and i == 0 else 1)
-            for i in range(3)
-        ]
+        blocks = [ResidualBlock(inward if i == 0 else outward, outward, 2 if stage and i == 0 else 1) for i in range(3)]
         parts[f"stage{stage + 1}"] = nn.Sequential(*blocks)
         inward = outward
     parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(inward, classes)}
@@ -217,9 +214,7 @@ def _named(text: str, shape: Shape, classes: int) -> nn.Module:
 def _sizes(tail: str, where: str) -> list[int]:
     parts = tail.split("-")
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 10**7 for part in parts):
-        raise InputError(
-            where, "whole numbers above 0 with '-' between them", repr(tail), "For example 784-256-10."
-        )
+        raise InputError(where, "whole numbers above 0 with '-' between them", repr(tail), "For example 784-256-10.")
     return [int(part) for part in parts]
 
 
@@ -229,9 +224,7 @@ def _users(text: str) -> nn.Module:
     # A module is callable too, but calling it is no way to make one.
     made = copy.deepcopy(factory) if isinstance(factory, nn.Module) else called(factory, where)
     if not isinstance(made, nn.Module):
-        raise InputError(
-            where, "a function that returns an nn.Module", type(made).__name__, "Return the module."
-        )
+        raise InputError(where, "a function that returns an nn.Module", type(made).__name__, "Return the module.")
     return made
 
 
@@ -267,9 +260,7 @@ def check_fit(model: nn.Module, task: Task) -> None:
         loss = task.loss(outputs, data.targets)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(
-            f"loss of task {task.name!r}", "one number, the mean of the batch", got, "Take the mean."
-        )
+        raise InputError(f"loss of task {task.name!r}", "one number, the mean of the batch", got, "Take the mean.")
 
 
 @contextmanager

@@ -81,18 +81,14 @@ def read_idx(folder: Path) -> Raw:
         images, labels = arrays
         if labels.ndim != 1:
             name = f"{folder}/{prefix}-labels-idx1-ubyte"
-            raise InputError(
-                name, "one label per image", f"shape {list(labels.shape)}", "Get the file again."
-            )
+            raise InputError(name, "one label per image", f"shape {list(labels.shape)}", "Get the file again.")
         splits[part] = Data.of((images[:, None] if images.ndim == 3 else images, labels), f"{folder}: {part}")
     return Raw(splits, full_scale=255.0)
 
 
 def read_cifar(folder: Path) -> Raw:
     """CIFAR-10's binary version: test_batch and as many data_batch_N as there are, .bin or .bin.xz."""
-    found = {
-        path.name.removesuffix(".xz"): path for path in sorted(_folder(folder).glob("data_batch_*.bin*"))
-    }
+    found = {path.name.removesuffix(".xz"): path for path in sorted(_folder(folder).glob("data_batch_*.bin*"))}
     parts = [path for name, path in sorted(found.items()) if name.endswith(".bin")]
     if not parts:
         raise InputError(f"cifar:{folder}", "files data_batch_N.bin or .bin.xz", "none", _CIFAR_HELP)
@@ -161,18 +157,12 @@ def read_folder(folder: Path) -> Raw:
         listed: list[tuple[Path, int]] = []
         for sub in sorted(path for path in _folder(folder / part).iterdir() if path.is_dir()):
             if sub.name not in names:
-                raise InputError(
-                    f"{sub}", "a class that train has too", repr(sub.name), nearest(sub.name, names)
-                )
+                raise InputError(f"{sub}", "a class that train has too", repr(sub.name), nearest(sub.name, names))
             listed += [
-                (path, names.index(sub.name))
-                for path in sorted(sub.iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
+                (path, names.index(sub.name)) for path in sorted(sub.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
             ]
         if not listed:
-            raise InputError(
-                f"{folder / part}", "images in CLASS/*.png", "none", "Make one folder per class."
-            )
+            raise InputError(f"{folder / part}", "images in CLASS/*.png", "none", "Make one folder per class.")
 
         def opened(rows: list[tuple[Path, int]] = listed) -> Iterator[tuple[object, object, str]]:
             for path, label in rows:
@@ -218,9 +208,7 @@ def read_hf(spec: str) -> Raw:
     where = f"hf:{spec}"
     place, at, revision = spec.rpartition("@")
     if not (at and place and revision):
-        raise InputError(
-            where, "hf:NAME@REVISION", repr(spec), "Name the revision: it fixes which data are meant."
-        )
+        raise InputError(where, "hf:NAME@REVISION", repr(spec), "Name the revision: it fixes which data are meant.")
     library = _library("datasets", "datasets", where)
     name, _, config = place.partition(":")
     try:
@@ -235,9 +223,7 @@ def read_hf(spec: str) -> Raw:
     if len(x) != 1 or len(y) != 1:
         raise InputError(where, "one column of images and one of classes", list(columns), _WRITE_A_FUNCTION)
     splits = {
-        part: _images(
-            ((row[x[0]], row[y[0]], f"row {i}") for i, row in enumerate(loaded[part])), f"{where} {part}"
-        )
+        part: _images(((row[x[0]], row[y[0]], f"row {i}") for i, row in enumerate(loaded[part])), f"{where} {part}")
         for part in SPLITS
         if part in loaded
     }
@@ -279,9 +265,7 @@ def read_python(spec: str) -> Raw:
     if isinstance(value, tuple | list) and len(value) in (2, 3):
         value = dict(zip(("train", "test") if len(value) == 2 else SPLITS, value, strict=True))
     if not isinstance(value, dict):
-        raise InputError(
-            where, "a Task, (train, test), (train, validation, test) or a dict of these", _kind(value), ""
-        )
+        raise InputError(where, "a Task, (train, test), (train, validation, test) or a dict of these", _kind(value), "")
     known = (*SPLITS, "loss", "score", "classes")
     for key in value:
         if key not in known:
@@ -307,9 +291,7 @@ def _one_of(folder: Path, names: list[str], endings: tuple[str, ...]) -> Path:
         for ending in endings:
             if (path := _folder(folder) / (name + ending)).is_file():
                 return path
-    raise InputError(
-        f"{folder}", f"a file {' or '.join(names)}{' or '.join(endings)}", "none", "Put it there."
-    )
+    raise InputError(f"{folder}", f"a file {' or '.join(names)}{' or '.join(endings)}", "none", "Put it there.")
 
 
 def _unpacked(path: Path) -> bytes:
@@ -328,9 +310,7 @@ _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 def _idx_array(path: Path) -> Tensor:
     content = _unpacked(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES or content[3] == 0:
-        raise InputError(
-            f"{path}", "a file in idx format", f"first bytes {content[:4]!r}", "Get the file again."
-        )
+        raise InputError(f"{path}", "a file in idx format", f"first bytes {content[:4]!r}", "Get the file again.")
     kind, dims = np.dtype(_IDX_TYPES[content[2]]), content[3]
     head, body = content[4 : 4 + 4 * dims], content[4 + 4 * dims :]
     shape = [int.from_bytes(head[i : i + 4], "big") for i in range(0, 4 * dims, 4)]
@@ -353,9 +333,7 @@ def _cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
 
 def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_file():
-        raise InputError(
-            f"npz:{path}", "a file", "a folder" if path.is_dir() else "nothing", "Check the path."
-        )
+        raise InputError(f"npz:{path}", "a file", "a folder" if path.is_dir() else "nothing", "Check the path.")
     try:
         with path.open("rb") as file:  # numpy would leave a damaged file open
             archive = np.load(file, allow_pickle=False)
@@ -388,9 +366,7 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             got = f"{array.dtype} {list(array.shape)}"
             raise InputError(f"npz:{path}: {name}", "an array of numbers [N, ...]", got, "Convert it.")
         if not array.dtype.isnative or array.dtype.itemsize > 8:
-            arrays[name] = array.astype(
-                np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-            )
+            arrays[name] = array.astype(np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("="))
     return arrays
 
 
@@ -418,9 +394,7 @@ def _images(rows: Iterable[tuple[Any, Any, str]], where: str) -> Data:
     channels = max((pixels.shape[2] for pixels in images), default=1)
     same = [np.repeat(pixels, channels // pixels.shape[2], 2) for pixels in images]
     stacked = torch.from_numpy(np.stack(same) if same else np.zeros((0, 1), np.uint8))
-    data = Data.of(
-        (stacked.permute(0, 3, 1, 2).contiguous() if same else stacked, torch.tensor(labels)), where
-    )
+    data = Data.of((stacked.permute(0, 3, 1, 2).contiguous() if same else stacked, torch.tensor(labels)), where)
     if not sorted_by_class(data.targets):
         return data
     # Class after class, as folders are: the last rows would be no sample of the set. This order is fixed.
@@ -438,9 +412,7 @@ def _library(module: str, package: str, where: str) -> Any:
         got = f"installed, but it does not import: {_first_line(problem)}"
     install = f"pip install {package}"
     if package == "torchvision":
-        install += (
-            f" --index-url https://download.pytorch.org/whl/cpu (it must fit torch {torch.__version__})"
-        )
+        install += f" --index-url https://download.pytorch.org/whl/cpu (it must fit torch {torch.__version__})"
     raise EnvironmentProblem(where, f"the library {package}", got, f"Install it: {install}")
 
 

@@ -165,9 +165,7 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
     return Estimate(max(0.0, min(share, centre - half)), share, min(1.0, max(share, centre + half)))
 
 
-def mean_interval(
-    values: ArrayLike, level: float = 0.95, *, within: tuple[float, float] | None = None
-) -> Estimate:
+def mean_interval(values: ArrayLike, level: float = 0.95, *, within: tuple[float, float] | None = None) -> Estimate:
     """Mean with Student's interval.
 
     One value has no interval: both bounds are nan, and the estimate prints without brackets. A mean that is
@@ -421,9 +419,7 @@ def dose_of_loss(
         0.215 [0.128, 0.233]
     """
     if not points > 0:
-        raise InputError(
-            "dose_of_loss.points", "a number above 0", points, "Give the loss as a difference of scores."
-        )
+        raise InputError("dose_of_loss.points", "a number above 0", points, "Give the loss as a difference of scores.")
     x, curves = response_curves(doses, scores)
     curves = np.maximum(curves, curves[:, 0].mean() - 10 * points)
     means = _with_replicas(curves, rng, replicas)
@@ -477,9 +473,7 @@ def response_curves(doses: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats
     if y.ndim != 2 or y.shape[0] == 0 or y.shape[1] != len(x):
         raise InputError("scores", f"shape [draws, {len(x)}], one column per dose", f"shape {list(y.shape)}")
     if len(x) < 2 or x[0] != 0 or not (np.diff(x) > 0).all() or not math.isfinite(x[-1]):
-        raise InputError(
-            "doses", "at least two, ascending from 0", x.tolist(), "Include the undamaged network."
-        )
+        raise InputError("doses", "at least two, ascending from 0", x.tolist(), "Include the undamaged network.")
     if np.isnan(y).any() or (y == np.inf).any() or not np.isfinite(y[:, 0]).all():
         raise InputError("scores", "numbers, finite at dose 0", "nan or infinity", "A failed score is -inf.")
     return x, y[np.lexsort(y.T[::-1])]
@@ -553,6 +547,4 @@ def _numbers(where: str, values: ArrayLike) -> Floats:
     try:
         return np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            where, "numbers in rows of equal length", error, "Check how they were read."
-        ) from None
+        raise InputError(where, "numbers in rows of equal length", error, "Check how they were read.") from None

@@ -144,9 +144,7 @@ class Task:
             for part, data in given.items():
                 check_labels(data.targets, classes, f"{part}.targets")
             classes = classes or 1 + max(int(data.targets.max()) for data in given.values())
-        return Task(
-            name, given["train"], given["validation"], given["test"], function, scorer, classes, split=split
-        )
+        return Task(name, given["train"], given["validation"], given["test"], function, scorer, classes, split=split)
 
     @property
     def splits(self) -> dict[str, Data]:
@@ -211,18 +209,14 @@ class Task:
             "input_shape": list(self.train.inputs.shape[1:]),
             "splits": {name: len(data) for name, data in self.splits.items()},
             "split_rule": self.split,
-            "sha256": {
-                f"{name}.{array}": h for name, data in self.splits.items() for array, h in data.hashes.items()
-            },
+            "sha256": {f"{name}.{array}": h for name, data in self.splits.items() for array, h in data.hashes.items()},
             "preprocessing": dict(self.preprocessing),
         }
 
     def __repr__(self) -> str:
         if self.loadable:
             return f"task({self.name!r})"
-        return (
-            f"<Task {self.name!r}: {', '.join(f'{len(data)} {name}' for name, data in self.splits.items())}>"
-        )
+        return f"<Task {self.name!r}: {', '.join(f'{len(data)} {name}' for name, data in self.splits.items())}>"
 
     def _identity(self) -> tuple[str, ...]:
         return (self.name, *(data.sha256 for data in self.splits.values()))

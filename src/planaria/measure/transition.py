@@ -177,9 +177,7 @@ def _negligible(curves: Floats) -> float:
     return 1e-9 * float((curves**2).sum(axis=1).max())
 
 
-def _p_value(
-    heights: Floats, null: _Fitter, other: _Fitter, rng: np.random.Generator, replicas: int
-) -> float:
+def _p_value(heights: Floats, null: _Fitter, other: _Fitter, rng: np.random.Generator, replicas: int) -> float:
     """Share of data sets simulated from the fitted `null` in which `other` gains as much on it as here."""
     draws, mean = len(heights), heights.mean(axis=0, keepdims=True)
     residuals = heights - mean
@@ -214,9 +212,7 @@ def _smooth(x: Floats) -> _Fitter:
     cubic = np.stack((np.ones_like(x), x, x**2, x**3), axis=1)
     corners = np.linspace(0.05, 0.95, 37)
     rounded = [
-        np.stack((np.ones_like(x), x, np.logaddexp(0, (x - c) / w)), axis=1)
-        for w in ROUNDED_CORNERS
-        for c in corners
+        np.stack((np.ones_like(x), x, np.logaddexp(0, (x - c) / w)), axis=1) for w in ROUNDED_CORNERS for c in corners
     ]
     middle = np.linspace(0.02, 1.3, 65)[:, None, None]
     scale = np.geomspace(NARROWEST_SIGMOID, 0.6, 22)[:, None]
@@ -302,9 +298,7 @@ def _broken(x: Floats) -> _Fitter:
             if i < run - 2:
                 lines = np.zeros((4, doses))
                 lines[:2, : i + 1] = np.linalg.pinv(np.stack((np.ones(i + 1), x[: i + 1]), axis=1))
-                lines[2:, i + 1 : run] = np.linalg.pinv(
-                    np.stack((np.ones(run - i - 1), x[i + 1 : run]), axis=1)
-                )
+                lines[2:, i + 1 : run] = np.linalg.pinv(np.stack((np.ones(run - i - 1), x[i + 1 : run]), axis=1))
                 rows.append(lines)
                 split.append(i)
                 corner.append((math.nan, math.nan))

@@ -45,9 +45,7 @@ def user_callable(spec: str, where: str) -> Callable[[], object]:
         raise
     except ModuleNotFoundError as problem:
         if is_file or not f"{place}.".startswith(f"{problem.name}."):
-            raise InputError(
-                where, "an importable module", _said(problem), f"Install what {place} needs."
-            ) from problem
+            raise InputError(where, "an importable module", _said(problem), f"Install what {place} needs.") from problem
         raise InputError(
             where,
             "a module",
@@ -61,9 +59,7 @@ def user_callable(spec: str, where: str) -> Callable[[], object]:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            names = [
-                word for word in dir(found) if not word.startswith("_") and callable(getattr(found, word))
-            ]
+            names = [word for word in dir(found) if not word.startswith("_") and callable(getattr(found, word))]
             raise InputError(where, f"a name in {place}", repr(name), nearest(part, names))
         found = getattr(found, part)
     if not callable(found):

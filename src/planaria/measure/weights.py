@@ -43,9 +43,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path}", "a file of weights", "a folder" if path.is_dir() else "nothing", "Check the path."
-        )
+        raise InputError(f"{path}", "a file of weights", "a folder" if path.is_dir() else "nothing", "Check the path.")
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     state = _fitted(_read_state(path), own, path)
     with torch.no_grad():
@@ -106,9 +104,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}", expected, "another kind of file", "Convert the weights to safetensors.")
     loaded: Any
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # about protocols that torch did not write; what counts is whether it reads
+        with warnings.catch_warnings():  # about protocols that torch did not write; what counts is whether it reads
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
@@ -130,9 +126,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping):
-        raise InputError(
-            f"{path}", "a state dict, name -> tensor", type(loaded).__name__, "Save a state dict."
-        )
+        raise InputError(f"{path}", "a state dict, name -> tensor", type(loaded).__name__, "Save a state dict.")
     strange = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
     if strange:
         expected = 'only tensors, or a state dict under "state_dict"'
@@ -220,11 +214,7 @@ def _fitted(state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> 
             expected = f"{name!r} of shape {list(tensor.shape)} as in the model"
             raise InputError(f"{path}", expected, f"shape {list(state[name].shape)}", advice)
     if missing or unexpected:
-        expected = (
-            f"a tensor {missing[0]!r} of shape {list(own[missing[0]].shape)}"
-            if missing
-            else "no other tensors"
-        )
+        expected = f"a tensor {missing[0]!r} of shape {list(own[missing[0]].shape)}" if missing else "no other tensors"
         raise InputError(f"{path}", expected, repr(unexpected[0]) if unexpected else "none", advice)
     fitted = {}
     for name, tensor in state.items():
@@ -239,7 +229,5 @@ def _fitted(state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> 
         if tensor.is_floating_point() and not bool(fitted[name].isfinite().all()):
             count = int((~fitted[name].isfinite()).sum())
             got = f"{count} NaN or Inf among {tensor.numel()}"
-            raise InputError(
-                f"{path}: {name}", "finite numbers", got, "Use weights from before training failed."
-            )
+            raise InputError(f"{path}: {name}", "finite numbers", got, "Use weights from before training failed.")
     return fitted

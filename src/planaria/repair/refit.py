@@ -216,7 +216,7 @@ class Sidecar:
             del z
             moment = _moment(reader.features(x))
             sums[reader.weight] = sums[reader.weight] + moment if reader.weight in sums else moment
-            rows[reader.weight] = rows.get(reader.weight, 0) + int(round(float(moment[0, -1, -1])))
+            rows[reader.weight] = rows.get(reader.weight, 0) + round(float(moment[0, -1, -1]))
 
         for part in inputs.split(batch):
             run(net, part, _Watch(found, add))
@@ -356,14 +356,15 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network
             return None
         features = reader.features(x)
         error = reader.outputs(target - z)
-        matrix, shift = reader.matrix(net.weights), torch.zeros(features.shape[0], error.shape[2]).to(matrix_type)
+        matrix, shift = (
+            reader.matrix(net.weights),
+            torch.zeros(features.shape[0], error.shape[2]).to(matrix_type),
+        )
         out = reader.outputs(z).clone()
         for g in range(len(features)):
             kept = _kept(~lost[g], reader.bias is not None)
             rows = torch.cat([features[g], torch.ones_like(features[g][:, :1])], 1)[:, kept]
-            change = _solve(
-                (rows.T @ rows).double() / len(rows), (error[g].T @ rows).double() / len(rows), ridge
-            )
+            change = _solve((rows.T @ rows).double() / len(rows), (error[g].T @ rows).double() / len(rows), ridge)
             living = int((~lost[g]).sum())
             matrix[g][~lost[g]] += change[:living]
             if reader.bias is not None:

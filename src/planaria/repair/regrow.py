@@ -18,9 +18,10 @@ from planaria.core.trees import Entries, either
 class Regrow:
     """Replace every dead unit by a fresh one that the network does not listen to yet, and make it more plastic.
 
-    Incoming weights are drawn anew, uniform in +-1/sqrt(fan-in); scale 1, shift 0, outgoing weights 0, so the function
-    is unchanged. A unit without outgoing entries of its own starts with scale 0 (or incoming 0). Entries of new units
-    get plasticity 1, those of old units are multiplied by `others`; entries that are pinned elsewhere stay pinned.
+    Incoming weights are drawn anew, uniform in +-1/sqrt(fan-in); scale 1, shift 0, weights into living readers 0, so
+    the function is unchanged. A unit without outgoing entries of its own starts with scale 0 (or incoming 0). Entries
+    of new units get plasticity 1, those of old units are multiplied by `others`; entries that are pinned elsewhere stay
+    pinned.
 
     Args:
         others: Plasticity of old units relative to new ones, at least 0. 0.1 is the paper's text (new units are more
@@ -35,7 +36,8 @@ class Regrow:
 
     Source: strategy 2 of the rescue paper (embryonic node replacement).
 
-    Not guaranteed: that it makes sense for hardware whose units stay broken.
+    Not guaranteed: that it makes sense for hardware whose units stay broken. A unit that starts with incoming 0 behind
+    a ReLU has gradient 0 and can never learn; such units (of layers that are called twice, for example) stay silent.
     """
 
     others: float = 0.1
@@ -51,12 +53,13 @@ class Regrow:
         weights = dict(net.weights)
         new: Entries = {}
         zero: Entries = {}
+        drawn: Entries = {}
         for group in anatomy.groups:
             units = [unit for unit in anatomy.units() if unit.layer == group.layer and dead[unit.layer][unit.index]]
             if not units:
                 continue
             slices = anatomy.entries(units)
-            new = either(new, slices.all)
+            new, drawn = either(new, slices.all), either(drawn, slices.incoming)
             read = bool(group.owners["outgoing"])
             for name in sorted(slices.incoming):
                 hit = slices.incoming[name]
@@ -69,9 +72,11 @@ class Regrow:
             zero = either(zero, slices.outgoing)
         if not new:
             return net
-        # Last, because the edge between two dead units is outgoing for one of them.
+        # The edge between two new units is drawn: nothing listens to the second one, and without it neither could
+        # learn.
         for name, hit in zero.items():
-            weights[name] = weights[name].masked_fill(hit, 0.0)
+            silent = hit & ~drawn[name] if name in drawn else hit
+            weights[name] = weights[name].masked_fill(silent, 0.0)
         plasticity: dict[str, Tensor] = {}
         for name, old in net.plasticity.items():
             scaled = old * self.others

@@ -43,9 +43,7 @@ class SGD:
 
     def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
         """A fresh optimiser."""
-        return torch.optim.SGD(
-            parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.decay, fused=True
-        )
+        return torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=self.decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ class AdamW:
 class Retrain:
     """Train the plastic entries on the task's training split; dead units stay dead by the law of motion.
 
-    Each update: theta' = one optimiser step on the mean loss of a batch; theta <- theta + plasticity * (theta' - theta).
-    The optimiser starts without state. Batches are full, drawn without replacement within each pass over the data.
-    The module runs in train mode: dropout is active and normalisation statistics are re-estimated.
+    Each update: theta' = one optimiser step on the mean loss of a batch; theta <- theta + plasticity * (theta' -
+    theta). The optimiser starts without state. Batches are full, drawn without replacement within each pass over the
+    data. The module runs in train mode: dropout is active and normalisation statistics are re-estimated.
 
     Args:
         task: What to train on.

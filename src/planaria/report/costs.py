@@ -102,9 +102,7 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
             hovertemplate=f"{plain(name)}, median of seeds<br>{_COST}: %{{customdata[0]}}<br>"
             "%{customdata[1]} of units dead<extra></extra>",
         )
-    damaged = middle(
-        number(row["curve"][0].get("validation")) for row in rows if not last_hit(row, "updates")
-    )
+    damaged = middle(number(row["curve"][0].get("validation")) for row in rows if not last_hit(row, "updates"))
     if damaged is not None:
         ledger.append({m: [0.0] for m in MEASURES})
         figure.add_scatter(
@@ -144,19 +142,14 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
     spans = {"whole range": [bottom - 0.05 * height, top + 0.08 * height]}
     spans["near the target"] = [(top if target is None else target) - near, top + 0.3 * near]
     figure.update_yaxes(range=spans["whole range"])
-    hits = {
-        n: {m: middle(last_hit(row, m) for row in group) or 0.0 for m in MEASURES}
-        for n, group in groups.items()
-    }
+    hits = {n: {m: middle(last_hit(row, m) for row in group) or 0.0 for m in MEASURES} for n, group in groups.items()}
     choices = _measures(figure, ledger, {name: hit for name, hit in hits.items() if hit["updates"] > 0})
     figure.update_layout(choices[0]["args"][1], legend={"y": 0, "yanchor": "bottom"})
     buttons(figure, choices, zoom(spans))
     return figure
 
 
-def _measures(
-    figure: go.Figure, ledger: list[Ledger], hits: dict[str, dict[str, float]]
-) -> list[dict[str, Any]]:
+def _measures(figure: go.Figure, ledger: list[Ledger], hits: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Switches of the ledger's measure; the vertical lines of the last hits move along."""
     levels = [shape.to_plotly_json() for shape in figure.layout.shapes]
     labels = [note.to_plotly_json() for note in figure.layout.annotations]
@@ -164,9 +157,7 @@ def _measures(
     for measure, word in MEASURES.items():
         span = reach(value for xs in ledger for value in xs[measure])
         # The label stands on the side of the line where there is room.
-        sides = {
-            name: ("right", -3) if hit[measure] > 0.5 * span[1] else ("left", 3) for name, hit in hits.items()
-        }
+        sides = {name: ("right", -3) if hit[measure] > 0.5 * span[1] else ("left", 3) for name, hit in hits.items()}
         lines = [
             {
                 "type": "line",
@@ -198,9 +189,7 @@ def _measures(
             "xaxis.title.text": f"{word}, counted from the undamaged network",
             "xaxis.range": span,
         }
-        choices.append(
-            {"label": word, "method": "update", "args": [{"x": [xs[measure] for xs in ledger]}, change]}
-        )
+        choices.append({"label": word, "method": "update", "args": [{"x": [xs[measure] for xs in ledger]}, change]})
     return choices
 
 
@@ -315,10 +304,7 @@ def ledger_figure(document: Document) -> go.Figure | None:
             "args": [
                 {"x": [xs[m] for xs in ledger]},
                 {f"{x}.title.text": word for x in ("xaxis", "xaxis2")}
-                | {
-                    f"{x}.range": reach(value for xs in ledger for value in xs[m])
-                    for x in ("xaxis", "xaxis2")
-                },
+                | {f"{x}.range": reach(value for xs in ledger for value in xs[m]) for x in ("xaxis", "xaxis2")},
             ]
         }
         for m, word in MEASURES.items()

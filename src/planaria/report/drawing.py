@@ -76,9 +76,7 @@ def bars(estimates: Sequence[Interval], colour: str) -> dict[str, Any]:
     }
 
 
-def level(
-    figure: go.Figure, value: float | None, label: str, say: Notation, *, above: bool, dash: str = "dot"
-) -> None:
+def level(figure: go.Figure, value: float | None, label: str, say: Notation, *, above: bool, dash: str = "dot") -> None:
     """A labelled horizontal line across the figure; nothing where the value is unknown."""
     if value is None:
         return
@@ -136,9 +134,7 @@ def dose_axis(figure: go.Figure, say: Notation, doses: Sequence[float | None]) -
 
 def score_axis(figure: go.Figure, say: Notation, split: str) -> None:
     """Scores along y."""
-    figure.update_yaxes(
-        title_text=f"{say.score_word}, {split} split", tickformat="~%" if say.percent else None
-    )
+    figure.update_yaxes(title_text=f"{say.score_word}, {split} split", tickformat="~%" if say.percent else None)
 
 
 def reach(values: Iterable[float | None]) -> list[float]:

@@ -191,9 +191,7 @@ def summary_figure(document: Document) -> go.Figure | None:
         title = "Highest after repair: " + "; ".join(parts)
     barred = any(None not in e for points in after.values() for e in points.values())
     note = (
-        "bars: 95% interval; where bars overlap, the order is not settled"
-        if barred
-        else "one seed, hence no interval"
+        "bars: 95% interval; where bars overlap, the order is not settled" if barred else "one seed, hence no interval"
     )
     dress(figure, title, f"Mean over seeds; {note}." if barred else f"{note.capitalize()}.")
     dose_axis(figure, say, [axis[0] - gap / 3, axis[-1] + gap / 3])

@@ -7,9 +7,7 @@ promise "no network" does not depend on the template being right.
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -42,53 +40,11 @@ if TYPE_CHECKING:
 _RESCUE_FIGURES, _TABLE_DOSES, _TABLE_REPAIRS, _LAYERS, _WARNINGS = 6, 12, 24, 80, 20
 
 
-def write_page(document: Document, path: Path) -> None:
-    """Write a result as one HTML file that opens anywhere, offline.
-
-    The file appears complete or not at all: it is written beside its place, flushed to disk and moved there.
-    The mode of a file that was there before is kept.
-
-    Args:
-        document: A `rescue` or `respond` result as the command line prints it with `--json`; with the key
-            "manifest", the page also says how to run it again.
-        path: Where to; the folder must exist.
-
-    Raises:
-        OSError: The file cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_page({"command": "respond", "rows": []}, Path(folder) / "report.html")
-        ...     "</html>" in (Path(folder) / "report.html").read_text(encoding="utf-8")
-        True
-    """
-    text = render(document, folder=path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: As for `write_page`.
+        document: A `rescue` or `respond` result as the command line prints it with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -145,10 +101,7 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
     drawn = figure.to_plotly_json()
     title = drawn["layout"].pop("title")
     # Back from Plotly's escaping: the template escapes.
-    words = [
-        Markup(str(text).replace("<br>", " ")).unescape()
-        for text in (title["text"], title["subtitle"]["text"])
-    ]
+    words = [Markup(str(text).replace("<br>", " ")).unescape() for text in (title["text"], title["subtitle"]["text"])]
     drawn["layout"]["margin"]["t"] -= 70
     drawn["layout"]["height"] -= 70
     return {
@@ -167,9 +120,7 @@ def _facts(document: Document) -> list[dict[str, str]]:
     units, parameters = network.get("units") or [], number(network.get("parameters"))
     rows = document.get("rows") or []
     seeds, draws = ({row[key] for row in rows if row.get(key) is not None} for key in ("seed", "draw"))
-    runs = (
-        ("Draws", count(len(draws)), "") if draws else ("Trials", count(len(rows)), _many(len(seeds), "seed"))
-    )
+    runs = ("Draws", count(len(draws)), "") if draws else ("Trials", count(len(rows)), _many(len(seeds), "seed"))
     facts = [
         (
             "Intact, test split",
@@ -192,9 +143,7 @@ def _facts(document: Document) -> list[dict[str, str]]:
 def _kinds(units: list[Mapping[str, Any]]) -> str:
     totals: dict[str, float] = {}
     for unit in units:
-        totals[str(unit.get("kind"))] = totals.get(str(unit.get("kind")), 0) + (
-            number(unit.get("count")) or 0
-        )
+        totals[str(unit.get("kind"))] = totals.get(str(unit.get("kind")), 0) + (number(unit.get("count")) or 0)
     return ", ".join(_many(total, kind) for kind, total in totals.items())
 
 
@@ -288,9 +237,7 @@ def _network(document: Document) -> dict[str, Any]:
             {"layer": str(entry.get("layer")), "reason": str(entry.get("reason") or "")}
             for entry in (network.get("unreached") or [])[:_LAYERS]
         ],
-        "pairs": _pairs(
-            {key: value for key, value in network.items() if key not in apart} | _trained(network)
-        ),
+        "pairs": _pairs({key: value for key, value in network.items() if key not in apart} | _trained(network)),
     }
 
 
@@ -304,9 +251,7 @@ def _task(document: Document) -> dict[str, Any]:
     return {
         "name": name_of(task, "task"),
         "preprocessing": _text(preprocessing) if preprocessing else "none: the inputs are used as stored",
-        "splits": ", ".join(
-            f"{number(size) or 0:,.0f} {split}" for split, size in (task.get("splits") or {}).items()
-        ),
+        "splits": ", ".join(f"{number(size) or 0:,.0f} {split}" for split, size in (task.get("splits") or {}).items()),
         "pairs": _pairs({key: value for key, value in task.items() if key not in ("name", "preprocessing")}),
     }
 
@@ -316,9 +261,7 @@ def _run(document: Document) -> dict[str, Any]:
     command = manifest.get("command_line") or ""
     apart = ("command_line", "versions")
     return {
-        "command": shlex.join(str(word) for word in command)
-        if isinstance(command, list | tuple)
-        else str(command),
+        "command": shlex.join(str(word) for word in command) if isinstance(command, list | tuple) else str(command),
         "versions": _pairs(manifest.get("versions") or {"planaria": document.get("version")}),
         "pairs": _pairs({k: v for k, v in manifest.items() if k not in apart and not isinstance(v, Mapping)}),
     }
@@ -331,9 +274,7 @@ def _files(document: Document, folder: Path | None) -> list[dict[str, str]]:
             path = Path(str(place))
             beside = folder is not None and path.resolve().parent == folder.resolve()
             # "./" keeps a name with a colon from reading as a scheme.
-            found.append(
-                {"kind": str(kind), "path": str(place), "link": f"./{quote(path.name)}" if beside else ""}
-            )
+            found.append({"kind": str(kind), "path": str(place), "link": f"./{quote(path.name)}" if beside else ""})
     return found
 
 
@@ -359,10 +300,7 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return (
-            ", ".join(f"{str(key).replace('_', ' ')} = {_text(inner)}" for key, inner in value.items())
-            or DASH
-        )
+        return ", ".join(f"{str(key).replace('_', ' ')} = {_text(inner)}" for key, inner in value.items()) or DASH
     if isinstance(value, list | tuple):
         return ", ".join(_text(inner) for inner in value) or DASH
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -53,11 +53,7 @@ def count(value: float | None) -> str:
         return DASH
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e5):
-            return (
-                f"{value / size:.3g} {letter}"
-                if abs(value) >= 100 * size
-                else f"{value / size:#.3g} {letter}"
-            )
+            return f"{value / size:.3g} {letter}" if abs(value) >= 100 * size else f"{value / size:#.3g} {letter}"
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.1f}"
 
 
@@ -72,9 +68,7 @@ def seconds(value: float | None) -> str:
         return DASH
     if value == 0:
         return "0 s"
-    return (
-        f"{1000 * value:.2g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 10 else f"{value:,.1f} s"
-    )
+    return f"{1000 * value:.2g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 10 else f"{value:,.1f} s"
 
 
 @dataclass(frozen=True)
@@ -112,9 +106,7 @@ class Notation:
     def dose_axis(self) -> str:
         """Title of a dose axis."""
         return (
-            f"dose (% {self.dose_unit.removeprefix('fraction ')})"
-            if self.dose_percent
-            else f"dose ({self.dose_unit})"
+            f"dose (% {self.dose_unit.removeprefix('fraction ')})" if self.dose_percent else f"dose ({self.dose_unit})"
         )
 
     @property
@@ -176,9 +168,7 @@ def repairs(document: Document) -> list[str]:
     """Names of the repairs, in the order of the settings and then of the rows."""
     rows = document.get("rows") or []
     present = dict.fromkeys(str(row["repair"]) for row in rows if row.get("repair") is not None)
-    wanted = [
-        str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present
-    ]
+    wanted = [str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present]
     return list(dict.fromkeys([*wanted, *present]))
 
 
@@ -191,9 +181,7 @@ def spent(cost: object, measure: str) -> float | None:
     """What a cost says in one measure; an update is one backward pass."""
     if not isinstance(cost, Mapping):
         return None
-    return number(
-        cost.get("backward_passes", cost.get("updates")) if measure == "updates" else cost.get(measure)
-    )
+    return number(cost.get("backward_passes", cost.get("updates")) if measure == "updates" else cost.get(measure))
 
 
 def last_hit(row: Mapping[str, Any], measure: str) -> float:
@@ -214,9 +202,7 @@ def middle(values: Iterable[float | None]) -> float | None:
     return None if not known else known[half] if len(known) % 2 else (known[half - 1] + known[half]) / 2
 
 
-def median_to_rescue(
-    rows: Sequence[Mapping[str, Any]], measure: str, *, since_last_hit: bool
-) -> float | None:
+def median_to_rescue(rows: Sequence[Mapping[str, Any]], measure: str, *, since_last_hit: bool) -> float | None:
     """Median cost of rescue over trials, or None if not reached; a censored trial is later than any rescue.
 
     This is the Kaplan-Meier median wherever all trials are censored at the same budget.

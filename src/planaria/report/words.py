@@ -70,11 +70,7 @@ def margin(document: Document) -> str:
     tolerance, times = number(settings.get("tolerance")), number(settings.get("consecutive"))
     if tolerance is None:
         return "within the tolerance of the undamaged network's"
-    points = (
-        f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}"
-        if say.percent
-        else f"{tolerance:.3g}"
-    )
+    points = f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}" if say.percent else f"{tolerance:.3g}"
     row = f" for {count(times)} evaluations in a row" if times and times > 1 else ""
     return f"within {points} of the undamaged network's{row}"
 
@@ -100,20 +96,14 @@ def headline(document: Document) -> str:
         told = []
         for dose in chosen:
             rows = [row for row in document["summary"] if same_dose(row.get("dose"), dose)]
-            row = (
-                best[dose] if rescues(best[dose]) else max(rows, key=lambda r: number(r.get("rescued")) or 0)
-            )
+            row = best[dose] if rescues(best[dose]) else max(rows, key=lambda r: number(r.get("rescued")) or 0)
             done, trials = number(row.get("rescued")) or 0, number(row.get("trials")) or 0
-            told.append(
-                say.dose(dose) + (f" ({partly.format(seeds(done, trials))})" if 0 < done < trials else "")
-            )
+            told.append(say.dose(dose) + (f" ({partly.format(seeds(done, trials))})" if 0 < done < trials else ""))
         return f"dose {listing(told)}"
 
     parts = []
     if won:
-        whole = len(won) == len(best) > 1 and all(
-            best[dose].get("rescued") == best[dose].get("trials") for dose in won
-        )
+        whole = len(won) == len(best) > 1 and all(best[dose].get("rescued") == best[dose].get("trials") for dose in won)
         where = f"every tested dose up to {say.dose(won[-1])}" if whole else at(won, "{}")
         by: dict[str, list[str]] = {}
         for dose in won:
@@ -160,17 +150,12 @@ def critical_words(document: Document) -> str:
 def rescue_title(document: Document, dose: float) -> str:
     """Which repairs rescue at a dose and after how many updates, the best one first."""
     say = Notation.of(document)
-    groups = {
-        name: [row for row in rows_at(document, dose) if row["repair"] == name]
-        for name in treatments(document)
-    }
+    groups = {name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in treatments(document)}
     after = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
     best = best_row(document, dose) or {}
     first = best.get("repair")
     if first == CONTROL and rescues(best):
-        return (
-            f"Dose {say.dose(dose)}: no repair is needed, the damaged network is still within the tolerance"
-        )
+        return f"Dose {say.dose(dose)}: no repair is needed, the damaged network is still within the tolerance"
     reached = {name: value for name, value in after.items() if value is not None}
     order = sorted(reached, key=lambda name: (name != first, reached[name]))
     if not order:
@@ -198,12 +183,9 @@ def countings(document: Document) -> str:
     say = Notation.of(document)
     for dose in reversed(doses(document)):
         groups = {
-            name: [row for row in rows_at(document, dose) if row["repair"] == name]
-            for name in treatments(document)
+            name: [row for row in rows_at(document, dose) if row["repair"] == name] for name in treatments(document)
         }
-        total = {
-            name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()
-        }
+        total = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
         hit = {name: middle(last_hit(row, "updates") for row in rows) or 0.0 for name, rows in groups.items()}
         iterative = next((name for name in groups if hit[name] > 0 and total[name] is not None), None)
         if iterative is None:
@@ -239,8 +221,7 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
         loss = interval(response.get("dose_of_10_point_loss"))
         if loss[1] is not None:
             curve.append(
-                f"The first {'10 points are' if say.percent else '0.10 is'} lost at "
-                f"{say.dose_estimate(loss)}."
+                f"The first {'10 points are' if say.percent else '0.10 is'} lost at {say.dose_estimate(loss)}."
             )
         if critical_words(document):
             curve.append(f"{critical_words(document).capitalize()}.")
@@ -261,9 +242,7 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
         trials = [row for dose in axis for row in rows_at(document, dose) if row["repair"] != CONTROL]
         lost, within = sum(row.get("rescue_cost") is None for row in trials), budget(document)
         if lost:
-            told.append(
-                f"{lost} of {len(trials)} trials were not rescued within {within}: they count as censored."
-            )
+            told.append(f"{lost} of {len(trials)} trials were not rescued within {within}: they count as censored.")
         elif trials:
             told.append(f"All {len(trials)} trials were rescued within {within}.")
     parts = [("Question", [question]), ("Curve", curve), ("Repair", repair), ("Verdict", told)]
@@ -320,8 +299,7 @@ def terms(document: Document) -> list[tuple[str, str]]:
         ),
         (
             "Update",
-            "One optimiser step on one batch. A closed-form refit needs none; its work is in the "
-            "multiply-adds.",
+            "One optimiser step on one batch. A closed-form refit needs none; its work is in the multiply-adds.",
         ),
         (
             "Multiply-adds",

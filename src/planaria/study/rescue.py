@@ -24,6 +24,9 @@ from planaria.damage.damage import Damage
 from planaria.measure.statistics import Estimate, kaplan_meier, mean_interval
 from planaria.measure.task import Task
 
+BUDGET = updates(400)
+"""Usual budget of a repair."""
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -48,10 +51,10 @@ class Criterion:
     every: int = 10
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
+        if not (isinstance(self.tolerance, (int, float)) and self.tolerance >= 0):
             raise InputError("Criterion.tolerance", "a number of at least 0", self.tolerance)
         for name in ("consecutive", "every"):
-            if getattr(self, name) < 1:
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise InputError(f"Criterion.{name}", "a number of at least 1", getattr(self, name))
 
 
@@ -214,7 +217,7 @@ def attempt(
     *,
     name: str = "repair",
     seed: int = 0,
-    within: Budget = updates(400),
+    within: Budget = BUDGET,
     criterion: Criterion = Criterion(),
     baseline: Baseline | None = None,
 ) -> Attempt:
@@ -257,9 +260,7 @@ def attempt(
 class _Run:
     """One attempt while it runs: where the network is, what it has cost, how it was evaluated."""
 
-    def __init__(
-        self, net: Network, whole: Network, task: Task, criterion: Criterion, within: Budget
-    ) -> None:
+    def __init__(self, net: Network, whole: Network, task: Task, criterion: Criterion, within: Budget) -> None:
         self.now, self.cost, self.moments = net, Cost(), 0
         self._looks: list[Look] = []
         self._hit, self._ended = 0, True
@@ -354,7 +355,9 @@ class Comparison:
             time = "not within the budget" if median is None else f"{median['best']:g}"
             damaged, after = (Estimate(**_floats(row[key])) for key in ("damaged", "after"))
             rescued = f"{row['rescued']}/{row['trials']}"
-            lines.append(f"{row['repair']:<20}{row['dose']:>6g}  {f'{damaged:.3f}':<24}{f'{after:.3f}':<24}{rescued:<9}{time}")
+            lines.append(
+                f"{row['repair']:<20}{row['dose']:>6g}  {f'{damaged:.3f}':<24}{f'{after:.3f}':<24}{rescued:<9}{time}"
+            )
         return "\n".join(lines)
 
 
@@ -362,9 +365,7 @@ def _floats(estimate: Mapping[str, float | None]) -> dict[str, float]:
     return {key: float("nan") if value is None else value for key, value in estimate.items()}
 
 
-def summarise(
-    rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None = None
-) -> list[dict[str, Any]]:
+def summarise(rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None = None) -> list[dict[str, Any]]:
     """Means over seeds with 95 % intervals, and median times to rescue by Kaplan-Meier, per repair and dose.
 
     Attempts that were not rescued count as censored at their total cost. Times are updates, counted in total from the
@@ -407,9 +408,7 @@ def _summary(
         "rescued": sum(bool(row["rescued"]) for row in rows),
         "rescue_updates": median("rescue_cost", "cost"),
         "rescue_updates_since_last_hit": median("rescue_cost_since_last_hit", "cost_since_last_hit"),
-        "cost": {
-            f.name: sum(row["cost"][f.name] for row in rows) / len(rows) for f in fields(Cost)
-        },
+        "cost": {f.name: sum(row["cost"][f.name] for row in rows) / len(rows) for f in fields(Cost)},
     }
 
 
@@ -421,7 +420,7 @@ def rescue(
     *,
     doses: Sequence[float] = (0.3, 0.5, 0.7),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    within: Budget = updates(400),
+    within: Budget = BUDGET,
     criterion: Criterion = Criterion(),
 ) -> Comparison:
     """Damage a network and rescue it with every repair, at the same budget and from the same lesions.
@@ -447,7 +446,8 @@ def rescue(
         >>> from planaria.damage.damage import RandomUnits, Silence
         >>> from planaria.measure.datasets import task
         >>> net = Network.of(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)))
-        >>> result = rescue(net, Damage(Silence(), RandomUnits()), {"none": leave}, task("digits"), doses=[0.5], seeds=[0])
+        >>> death = Damage(Silence(), RandomUnits())
+        >>> result = rescue(net, death, {"none": leave}, task("digits"), doses=[0.5], seeds=[0])
         >>> len(result.attempts)
         1
     """
@@ -484,7 +484,7 @@ def compare(
     task: Task,
     *,
     to: float,
-    within: Budget = updates(400),
+    within: Budget = BUDGET,
     seeds: int = 5,
     criterion: Criterion = Criterion(tolerance=0.0),
 ) -> Comparison:
