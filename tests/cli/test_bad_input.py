@@ -311,7 +311,8 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_environment_problem(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    refused(tmp_path, small_run("--out", "notes/run"), 5, "notes/run", "a folder to write to", "--out")
+    for more in ((), ("--fresh",)):
+        refused(tmp_path, small_run("--out", "notes/run", *more), 5, "notes/run", "a folder to write to", "--out")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")

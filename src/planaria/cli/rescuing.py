@@ -14,7 +14,7 @@ from rich.table import Table
 from planaria.campaign.files import check_folder, write_atomic
 from planaria.cli import inputs
 from planaria.cli.repairs import MEANINGS, Settings, build_repairs, checked_names
-from planaria.cli.running import Run, begin, files, folder_for
+from planaria.cli.running import BEST, Run, begin, files, folder_for
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
@@ -30,7 +30,6 @@ from planaria.study.respond import checked_doses
 from planaria.version import version
 
 CURVE = "0:1:11"
-BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planaria.campaign.files import LEDGER, MANIFEST, run_folder, write_atomic
+from planaria.campaign.files import LEDGER, MANIFEST, check_folder, run_folder, write_atomic
 from planaria.campaign.ledger import Ledger, strong_id
 from planaria.cli import inputs
 from planaria.cli.screen import Screen, plain, surroundings
@@ -24,7 +24,8 @@ from planaria.study.rescue import Baseline
 from planaria.study.respond import Point, Response, collect, iter_respond
 from planaria.version import version
 
-INTACT = "intact.safetensors"
+INTACT, BEST = "intact.safetensors", "best.safetensors"
+_LEFT = ("results.csv", "result.json", "report.html", INTACT, BEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +119,16 @@ def begin(
     screen.say(f"intact score on the test split: {baseline.test:.4f} [{low}, {high}] ({task.scorer.name})")
     for warning in warnings:
         screen.warn(warning)
+    check_folder(folder, identity, fresh=screen.fresh)
+    if screen.fresh and folder.is_dir():  # or a run that is stopped before its end would leave new beside old
+        for name in _LEFT:
+            (folder / name).unlink(missing_ok=True)
     run_folder(folder, identity, fresh=screen.fresh)
     facts = surroundings(subject.threads)
     manifest = {"schema": "planaria.manifest.v1", "settings": identity, "trained": trained, **facts}
-    if prepared.recipe is not None and not resumed:
-        write_atomic(known, pack_weights(bare, {"planaria.network": subject.model}))
     write_json(folder / MANIFEST, {**manifest, "complete": False})
+    if prepared.recipe is not None and not resumed:  # after the manifest, which says how it was trained
+        write_atomic(known, pack_weights(bare, {"planaria.network": subject.model}))
     document = {
         "command": identity["command"],
         "schema": f"planaria.{identity['command']}.v1",

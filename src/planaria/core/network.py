@@ -52,11 +52,12 @@ class Network:
         """Copy a module into a value; the module is left exactly as it was.
 
         Args:
-            model: Any module. Its mode, gradients, hooks and tensors stay untouched.
+            model: Any module. Its mode, gradients, hooks and tensors stay untouched. Parameters that do not require
+                gradients are pinned, unless that holds for all of them (a model that was only prepared for inference).
             inputs: Example inputs [examples, ...]; a few suffice. Needed for damage to units.
 
         Returns:
-            Network with plasticity 1 everywhere.
+            Network with plasticity 1, except where pinned.
 
         Raises:
             InputError: If a weight or buffer holds NaN or infinity, or the model has no parameters.
@@ -65,6 +66,7 @@ class Network:
             >>> Network.of(nn.Linear(2, 1)).weights.keys()
             dict_keys(['weight', 'bias'])
         """
+        _check(model, inputs)
         weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
         if not weights:
@@ -79,7 +81,12 @@ class Network:
                     "Load weights that were saved from a healthy network.",
                 )
         example = None if inputs is None else inputs.detach()[:2].clone()
-        return Network(_skeleton(model), weights, buffers, _ones(weights), example)
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        plasticity = {
+            name: torch.zeros_like(ones) if name in frozen and len(frozen) < len(weights) else ones
+            for name, ones in _ones(weights).items()
+        }
+        return Network(_skeleton(model), weights, buffers, plasticity, example)
 
     def __call__(self, inputs: Tensor, weights: Weights | None = None) -> Any:
         """Outputs for `inputs` in eval mode.
@@ -222,6 +229,19 @@ def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
         return target.clone()
     between = torch.where(plasticity == 1, target, torch.lerp(weight, target, plasticity))
     return torch.where(plasticity == 0, weight, between)
+
+
+def _check(model: object, inputs: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError("Network.of(model)", "a torch module", type(model).__name__)
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"Network.of(model).{lazy[0]}", "weights of known shape", "a lazy one", "Run the model once first."
+        )
+    if inputs is not None and not (isinstance(inputs, Tensor) and inputs.ndim > 0 and len(inputs) > 0):
+        got = f"shape {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise InputError("Network.of(inputs)", "a tensor [examples, ...] with at least one example", got)
 
 
 def _ones(weights: Weights) -> Weights:

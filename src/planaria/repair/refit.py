@@ -12,6 +12,7 @@ layer, with the intact network as the teacher.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,16 +91,15 @@ def readers(graph: Graph) -> tuple[dict[str, Reader], dict[str, str]]:
     """
     found: dict[str, Reader] = {}
     refused: dict[str, str] = {}
-    for call in graph.calls:
+    for at, call in enumerate(graph.calls):
         product = call.product
-        if product is None or product.w.weight is None:
+        if product is None or product.w.weight is None or at not in graph.reads[product.w.weight]:
             continue
         name = product.w.weight
         reader = _reader(graph, product)
         if isinstance(reader, str):
             refused[name] = reader
-        elif name in found or name in refused:
-            found.pop(name, None)
+        elif graph.reads[name] != {at}:
             refused[name] = "its weight is used several times"
         else:
             found[name] = reader
@@ -283,8 +283,8 @@ class Refit:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise InputError("Refit.ridge", "a number above 0", self.ridge)
+        if not 0 < self.ridge < math.inf:
+            raise InputError("Refit.ridge", "a finite number above 0", self.ridge)
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """One moment: the refitted network."""
@@ -335,6 +335,8 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float) -> tuple[Network
 
 def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network, Cost]:
     intact, inputs = teacher.net.to(net.device), teacher.inputs.to(net.device)
+    if len(inputs) == 0 or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
+        raise InputError("Teacher.inputs", "at least one input, all finite", f"{len(inputs)} inputs")
     if {n: w.shape for n, w in intact.weights.items()} != {n: w.shape for n, w in net.weights.items()}:
         raise InputError("Teacher.net", "the intact form of the same network", "weights of other names or shapes")
     anatomy = Anatomy.of(net)
@@ -356,6 +358,8 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network
             return None
         features = reader.features(x)
         error = reader.outputs(target - z)
+        if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
+            raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
         matrix, shift = (
             reader.matrix(net.weights),
             torch.zeros(features.shape[0], error.shape[2]).to(matrix_type),

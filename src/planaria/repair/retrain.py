@@ -99,7 +99,8 @@ class Retrain:
         Endless iterator of one moment per update.
 
     Raises:
-        InputError: If the batch is not a positive number.
+        InputError: If the batch is not a positive number or too small for a batch normalisation, or every entry is
+            pinned.
 
     Source: strategy 1 of the rescue paper (retraining of the surviving sub-network).
 
@@ -127,35 +128,51 @@ class Retrain:
         moving = {
             name: parameter
             for name, parameter in module.named_parameters()
-            if parameter.requires_grad and bool((net.plasticity[name] != 0).any())
+            if parameter.is_floating_point() and bool((net.plasticity[name] != 0).any())
         }
+        if not moving:
+            raise InputError("Retrain", "a network with plastic entries", "one in which every entry is pinned")
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in moving)
         held = {name for name in moving if not bool((net.plasticity[name] == 1).all())}
-        optimiser = self.optimiser.build(moving.values()) if moving else None
-        full = [group["lr"] for group in optimiser.param_groups] if optimiser else []
+        optimiser = self.optimiser.build(moving.values())
+        full = [group["lr"] for group in optimiser.param_groups]
         cost = Cost()
         for rows in _batches(len(data), size, rng):
             start = time.process_time()
             inputs, targets = data.inputs[rows], data.targets[rows]
-            with lend(rng, inputs.device), plain_kernels():
-                loss = self.task.loss(module(inputs), targets)
+            with lend(rng, inputs.device), plain_kernels(), torch.inference_mode(False), torch.enable_grad():
+                loss = self.task.loss(_outputs(module, inputs), targets)
                 module.zero_grad(set_to_none=True)
                 loss.backward()
-            if optimiser is not None:
-                if self.horizon is not None:
-                    done = min(1.0, cost.backward_passes / self.horizon)
-                    for group, rate in zip(optimiser.param_groups, full, strict=True):
-                        group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * done))
-                before = {name: moving[name].detach().clone() for name in held}
-                optimiser.step()
-                with torch.no_grad():
-                    for name in held:
-                        moving[name].copy_(law(before[name], moving[name], net.plasticity[name]))
+            if self.horizon is not None:
+                done = min(1.0, cost.backward_passes / self.horizon)
+                for group, rate in zip(optimiser.param_groups, full, strict=True):
+                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * done))
+            before = {name: moving[name].detach().clone() for name in held}
+            optimiser.step()
+            with torch.no_grad():
+                for name in held:
+                    moving[name].copy_(law(before[name], moving[name], net.plasticity[name]))
             now = net.with_weights(
                 {name: parameter.detach().clone() for name, parameter in moving.items()},
                 {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
             )
             cost = cost + update + Cost(seconds=time.process_time() - start)
             yield Moment(now, cost)
+
+
+def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs in train mode, which batch normalisation refuses for a single value per channel."""
+    try:
+        outputs: Tensor = module(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "Retrain.batch", "two examples or more for a network with batch normalisation", len(inputs)
+        ) from error
+    return outputs
 
 
 def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
