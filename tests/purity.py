@@ -60,6 +60,7 @@ def world() -> object:
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
+        torch._C._get_mkldnn_enabled(),
         torch.backends.cuda.math_sdp_enabled(),
         torch.backends.cuda.flash_sdp_enabled(),
     )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from planaria.measure.statistics import Estimate as Estimate
     from planaria.measure.task import Data as Data
     from planaria.measure.task import Task as Task
+    from planaria.measure.weights import load_weights as load_weights
     from planaria.repair.refit import Refit as Refit
     from planaria.repair.refit import Sidecar as Sidecar
     from planaria.repair.refit import Teacher as Teacher
@@ -53,8 +54,11 @@ if TYPE_CHECKING:
     from planaria.study.rescue import Criterion as Criterion
     from planaria.study.rescue import Schedule as Schedule
     from planaria.study.rescue import compare as compare
+    from planaria.study.rescue import leave as leave
     from planaria.study.rescue import rescue as rescue
     from planaria.study.respond import respond as respond
+    from planaria.study.train import Recipe as Recipe
+    from planaria.study.train import train as train
 
     __version__: str
 
@@ -100,8 +104,12 @@ _DOOR = {
     "Sidecar": "repair.refit",
     "Teacher": "repair.refit",
     "respond": "study.respond",
+    "train": "study.train",
+    "Recipe": "study.train",
+    "load_weights": "measure.weights",
     "rescue": "study.rescue",
     "compare": "study.rescue",
+    "leave": "study.rescue",
     "Schedule": "study.rescue",
     "Criterion": "study.rescue",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY, Finished, planaria
+from planaria.cli import running
 
 NETWORKS = """
 import torch
@@ -35,6 +36,18 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.embed(x)).mean(1))
 
 
+def recurrent():
+    return Recurrent()
+
+
+def encoder():
+    return Encoder()
+
+
+def digits():
+    return Fc()
+
+
 def small():
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
@@ -55,11 +68,7 @@ def pictures():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def lone():
-    return nn.Linear(64, 10)
-
-
-class Digits(nn.Module):
+class Fc(nn.Module):
     def __init__(self):
         super().__init__()
         layers = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
@@ -67,14 +76,6 @@ class Digits(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
-
-
-def failing():
-    raise RuntimeError("no such luck")
-
-
-def no_module():
-    return 3
 """
 
 LOADERS = """
@@ -90,6 +91,23 @@ def part(rows, seed):
 
 def sequences():
     return part(120, 0), part(60, 1)
+
+
+def shuffled():
+    return DataLoader(part(120, 0).dataset, batch_size=16, shuffle=True), part(60, 1)
+
+
+def close(outputs, targets):
+    return float(((outputs - targets).abs() < 0.5).float().mean())
+
+
+def heights():
+    x = torch.linspace(-1, 1, 150).reshape(-1, 1).repeat(1, 5)
+    mixed = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    x = x[mixed]
+    pairs = TensorDataset(x, (2 * x[:, :1]).abs())
+    loss = torch.nn.functional.smooth_l1_loss
+    return {"train": DataLoader(pairs, batch_size=50), "test": pairs, "loss": loss, "score": close}
 """
 
 
@@ -109,3 +127,10 @@ def own(tmp_path: Path) -> Path:
     (tmp_path / "nets.py").write_text(NETWORKS)
     (tmp_path / "data.py").write_text(LOADERS)
     return tmp_path
+
+
+@pytest.fixture
+def plain_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report out, which takes longer than a tiny run, unless the test is about it."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr(running, "render", lambda document, folder: "<!doctype html>")

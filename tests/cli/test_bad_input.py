@@ -177,6 +177,12 @@ WRONG: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "doses that are no numbers": (2, ("rescue", "--doses", "half"), ("--doses", "'half'", "0.3,0.5,0.7")),
     "a half-written range": (2, ("rescue", "--doses", "0:1:"), ("--doses", "START:STOP:COUNT")),
     "no doses": (2, ("rescue", "--doses", ""), ("--doses", "at least one number")),
+    "a curve of the undamaged network": (2, ("respond", "--doses", "0"), ("--doses", "above 0")),
+    "a rescue from 0 units": (
+        2,
+        ("rescue", "--damage", "Damage(Silence(), RandomUnits(Dose('units')))", "--doses", "0"),
+        ("--doses", "above 0"),
+    ),
     "no seeds": (2, ("rescue", "--seeds", "0"), ("--seeds", "1")),
     "seeds that are no number": (2, ("rescue", "--seeds", "some"), ("--seeds", "integer")),
     "no updates": (2, ("rescue", "--updates", "0"), ("--updates", "at least 1")),

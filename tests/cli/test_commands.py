@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from command_line import TINY, Finished, everything_in, planaria
 
 COMMANDS = ("demo", "rescue", "respond", "units", "doctor")

@@ -14,6 +14,8 @@ from command_line import TINY, Finished, everything_in, planaria, without_time
 from planaria.campaign.ledger import Ledger
 from planaria.cli import inputs, rescuing, running
 
+pytestmark = pytest.mark.usefixtures("plain_report")
+
 BRIEF = ("rescue", *TINY, "--quick", "--repairs", "none,refit,retrain")
 
 

@@ -196,6 +196,10 @@ def rescue(
     kinds: Kinds = None,
     layers: Layers = None,
     tap: Taps = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=1, help="Random orders of the response curve; 20.", rich_help_panel="Damage"),
+    ] = None,
     repairs: Annotated[
         str | None,
         typer.Option(
@@ -295,6 +299,7 @@ def rescue(
         tolerance=tolerance,
         consecutive=consecutive,
         every=every,
+        draws=draws,
         seeds=seeds,
         expect=expect_score,
         fail_under=fail_under,

@@ -28,6 +28,7 @@ from planaria.measure.statistics import Estimate, mean_interval, wilson
 from planaria.measure.task import Task
 from planaria.measure.weights import load_weights
 from planaria.study.rescue import Baseline
+from planaria.study.respond import checked_doses
 from planaria.study.train import Recipe, train
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of glibc's malloc.h
@@ -322,6 +323,18 @@ def chosen_damage(
     else:
         raise InputError("--order", "random, largest or smallest", repr(order))
     return damage
+
+
+def curve_doses(damage: Damage, doses: list[float]) -> tuple[float, ...]:
+    """Doses of a response curve: checked, ascending from 0.
+
+    Raises:
+        InputError: If one lies outside the damage's axis, or there is none but 0.
+    """
+    checked = checked_doses(damage, [round(dose, 10) for dose in doses])
+    if len(checked) < 2:
+        raise InputError("--doses", "at least one dose above 0", "0 alone", "Nothing would be damaged; add a dose.")
+    return checked
 
 
 def numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

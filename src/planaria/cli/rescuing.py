@@ -26,7 +26,6 @@ from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights
 from planaria.repair.retrain import Retrain
 from planaria.study.rescue import Attempt, Criterion, Schedule, attempt, summarise
-from planaria.study.respond import checked_doses
 from planaria.version import version
 
 CURVE = "0:1:11"
@@ -52,6 +51,7 @@ class Options:
     tolerance: float
     consecutive: int
     every: int
+    draws: int | None
     seeds: int | None
     expect: float | None
     fail_under: float | None
@@ -171,6 +171,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     spread = inputs.numbers("--doses", CURVE, float) if relative else doses
     count = (2 if quick else 5) if options.seeds is None else options.seeds
     seeds = tuple(range(subject.seed, subject.seed + count))
+    draws = options.draws or (5 if quick else 20)
     criterion = Criterion(options.tolerance, options.consecutive, options.every)
     identity = {
         **prepared.identity(),
@@ -185,7 +186,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         "repair_settings": asdict(settings),
         "criterion": asdict(criterion),
         "updates": number,
-        "draws": 5 if quick else 20,
+        "draws": draws,
     }
     folder = screen.out or folder_for(subject, identity)
     check_folder(folder, identity, fresh=screen.fresh)
@@ -193,8 +194,8 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         prepared=prepared,
         names=names,
         doses=tuple(sorted(set(doses))),
-        curve=checked_doses(damage, [round(dose, 10) for dose in spread]),
-        draws=5 if quick else 20,
+        curve=inputs.curve_doses(damage, spread),
+        draws=draws,
         seeds=seeds,
         settings=settings,
         criterion=criterion,
@@ -243,7 +244,8 @@ def _announce(plan: Plan, screen: Screen) -> int:
     recipe = plan.prepared.recipe
     training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
     number = training + cells * len(gradient) * plan.updates
-    looks = cells * len(gradient) * (plan.updates // plan.criterion.every + plan.settings.bites)
+    hits = sum(2 * plan.settings.bites if name == "iterative" else 1 for name in gradient)
+    looks = cells * (len(gradient) * (plan.updates // plan.criterion.every) + hits)
     curve = plan.draws * len(plan.curve)
     estimate = number * update + looks * validate + (curve + 2 * trials) * test
     document = {
@@ -281,32 +283,36 @@ class _Rescues:
         plan = self.plan
         cells = [(seed, dose, name) for seed in plan.seeds for dose in plan.doses for name in plan.names]
         rows = []
+        damaged: dict[tuple[float, int], float] = {}
         with screen.progress(len(cells), "rescues") as steps:
             for seed, dose, name in cells:
                 mark = self._mark(name, dose, seed)
                 if mark not in self.run.ledger:
-                    row = self._attempt(name, dose, seed).row()
+                    row = self._attempt(name, dose, seed, damaged.get((dose, seed))).row()
                     self.run.ledger.record(mark, {"what": "attempt", "row": row})
                 stored: Any = self.run.ledger[mark]["row"]
                 rows.append(dict(stored))
+                damaged[dose, seed] = stored["score_damaged"]  # the same lesion for every repair: measured once
                 steps.done(what=f"rescues (dose {dose:g}, {name})")
         place = {name: at for at, name in enumerate(plan.names)}
         return sorted(rows, key=lambda row: (row["dose"], place[row["repair"]], row["seed"]))
 
     def best(self, rows: list[dict[str, Any]]) -> Path | None:
-        """Save the best network, unless it is there already; None if nothing was repaired.
+        """Save the best network, unless it is there already; None if nothing was repaired, or only to NaN.
 
         Best: rescued before not rescued, then the largest dose, then the validation score.
         """
         repaired = [row for row in rows if row["repair"] != "none"]
         if not repaired:
             return None
-        row = max(repaired, key=lambda r: (r["rescued"], r["dose"], r["validation_after"] or -math.inf))
+        row = max(repaired, key=lambda r: (r["rescued"], r["dose"], r["validation_after"]))
         path = self.run.folder / BEST
         mark = self.run.id(what="best", of=self._mark(row["repair"], row["dose"], row["seed"]))
         if not (path.exists() and mark in self.run.ledger):
             # Run again rather than kept: the same seed gives the same network.
             done = self._attempt(row["repair"], row["dose"], row["seed"])
+            if not all(bool(weight.isfinite().all()) for weight in done.network.weights.values()):
+                return None
             words = {f"planaria.{key}": str(row[key]) for key in ("repair", "dose", "seed")}
             write_atomic(path, pack_weights(done.network, words))
             self.run.ledger.record(mark, {"what": "best", "repair": row["repair"], "dose": row["dose"]})
@@ -315,7 +321,7 @@ class _Rescues:
     def _mark(self, name: str, dose: float, seed: int) -> str:
         return self.run.id(what="attempt", repair=name, dose=dose, seed=seed)
 
-    def _attempt(self, name: str, dose: float, seed: int) -> Attempt:
+    def _attempt(self, name: str, dose: float, seed: int, damaged: float | None = None) -> Attempt:
         return attempt(
             self.run.net,
             self.damage,
@@ -327,6 +333,7 @@ class _Rescues:
             within=self.budget,
             criterion=self.plan.criterion,
             baseline=self.run.baseline,
+            damaged=damaged,
         )
 
 

@@ -13,7 +13,7 @@ from planaria.cli.running import begin, files, folder_for
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.network import Network
 from planaria.damage.damage import Damage
-from planaria.study.respond import Response, checked_doses
+from planaria.study.respond import Response
 from planaria.version import version
 
 
@@ -39,7 +39,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
     damage = _damage(sketch, options)
     text = ("0:1:11" if subject.quick else "0:1:21") if options.doses is None else options.doses
-    doses = checked_doses(damage, [round(dose, 10) for dose in inputs.numbers("--doses", text, float)])
+    doses = inputs.curve_doses(damage, inputs.numbers("--doses", text, float))
     draws = options.draws or (5 if subject.quick else 20)
     seeds = tuple(range(subject.seed, subject.seed + options.seeds))
     identity = {

@@ -28,7 +28,7 @@ from planaria.core.errors import AnatomyError, InputError, nearest
 from planaria.core.graph import Graph, Tags, run, trace
 from planaria.core.network import Network
 from planaria.core.survey import HEADS, OUTPUTS, UNUSED, survey
-from planaria.core.trees import Entries, either
+from planaria.core.trees import Entries, either, remove
 
 KINDS = ("neuron", "channel", "head", "branch", "tap")
 """Kinds of unit: neuron of a matrix product, feature map of a convolution, attention head, channel that a branch
@@ -71,6 +71,16 @@ class Slices:
     def all(self) -> Entries:
         """Entries of every role."""
         return either(either(self.incoming, self.scale), either(self.shift, self.outgoing))
+
+    def without(self, other: Slices) -> Slices:
+        """These entries less those of another lesion, role by role."""
+        return Slices(
+            remove(self.incoming, other.incoming),
+            remove(self.scale, other.scale),
+            remove(self.shift, other.shift),
+            remove(self.outgoing, other.outgoing),
+            self.unshifted,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,13 +273,13 @@ class Anatomy:
         """
         result: dict[str, Tensor] = {}
         for group in self.groups:
-            living = torch.zeros(group.count + 1, dtype=torch.bool, device=net.device)
+            living = torch.zeros(group.count + 1, dtype=torch.bool)
             inward = {**group.owners["incoming"], **group.owners["scale"]} or group.owners["outgoing"]
             for name, owner in inward.items():
-                living[owner[(net.weights[name] != 0) | (net.plasticity[name] != 0)]] = True
+                living[owner[((net.weights[name] != 0) | (net.plasticity[name] != 0)).cpu()]] = True
             for name, owner in group.owners["shift"].items():
-                living[owner[net.plasticity[name] != 0]] = True
-            result[group.layer] = ~living[:-1].cpu()
+                living[owner[(net.plasticity[name] != 0).cpu()]] = True
+            result[group.layer] = ~living[:-1]
         return result
 
     def living(self, net: Network, groups: Iterable[Group] | None = None) -> tuple[Unit, ...]:
@@ -364,13 +374,14 @@ def silence(net: Network, entries: Entries) -> Network:
         >>> float(net.weights["bias"].detach()), float(net.plasticity["bias"])
         (0.0, 0.0)
     """
-    zeroed = {name: net.weights[name].masked_fill(selected, 0) for name, selected in entries.items()}
+    zeroed = {name: net.weights[name].masked_fill(selected.to(net.device), 0) for name, selected in entries.items()}
     return net.with_weights(zeroed).pin(entries)
 
 
 def _traced(net: Network, inputs: Tensor) -> Graph:
     try:
-        return trace(net, inputs)
+        # On the CPU, wherever the network is: units and labels are bookkeeping, and every device has one there.
+        return trace(net.to("cpu"), inputs.cpu())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise AnatomyError(
             "Anatomy.of(net)",

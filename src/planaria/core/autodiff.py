@@ -8,7 +8,8 @@ off for a while; everything in planaria that runs a network goes through it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +19,29 @@ from planaria.core.trees import Weights, zip_map
 
 
 @contextmanager
-def plain_kernels(*, attention: bool = False) -> Iterator[None]:
-    """Run with the encoder fast path off and, if asked, with attention written out; restores both afterwards.
+def plain_kernels(*, attention: bool = False, recurrence: bool = False) -> Iterator[None]:
+    """Run with the encoder fast path off and, if asked, with more written out; restores everything afterwards.
 
     Args:
         attention: Also replace fused attention by its mathematical form (needed for derivatives along directions).
+        recurrence: Also replace fused recurrent kernels on the CPU by their products.
 
     Example:
         >>> with plain_kernels(attention=True):
         ...     torch.backends.mha.get_fastpath_enabled()
         False
     """
-    before = torch.backends.mha.get_fastpath_enabled()
+    mkldnn: Any = torch.backends.mkldnn
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), bool(mkldnn.enabled)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if attention:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
+        if recurrence:
+            mkldnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH) if attention else nullcontext():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        mkldnn.enabled = fused
 
 
 def jvp(function: Callable[[Weights], Tensor], weights: Weights, direction: Weights) -> tuple[Tensor, Tensor]:

@@ -142,6 +142,46 @@ class Budget:
         return self.used(cost, moments) >= self.amount
 
 
+IDLE = 10_000
+"""Moments without any cost after which a flow is taken to be endless in the measure of its budget."""
+
+
+def within(moments: Iterator[Moment], until: Budget | None) -> Iterator[Moment]:
+    """Moments up to the one that uses up the budget; none if there is no budget to begin with.
+
+    Args:
+        moments: Of a flow; not read further than needed.
+        until: The budget; None for all moments.
+
+    Raises:
+        InputError: If the flow goes on and on without spending anything of what the budget counts.
+
+    Example:
+        >>> import torch
+        >>> from planaria.core.streams import stream
+        >>> net = Network.of(torch.nn.Linear(1, 1))
+        >>> len(list(within(repeat(chain())(net, stream(0, "x")), steps(3))))
+        3
+    """
+    if until is None:
+        yield from moments
+        return
+    spent, idle = 0.0, 0
+    if until.spent(Cost(), 0):
+        return
+    for count, moment in enumerate(moments, start=1):
+        yield moment
+        if until.spent(moment.cost, count):
+            return
+        used = until.used(moment.cost, count)
+        idle = 0 if used > spent else idle + 1
+        spent = used
+        if idle >= IDLE:
+            raise InputError(
+                "the flow", f"moments that spend {until.of}", f"{idle} moments without", "Use a budget of steps(n)."
+            )
+
+
 def steps(n: int) -> Budget:
     """Budget of n moments: one optimiser update each for retraining, one cycle each for `repeat`."""
     return Budget(n, "moments")
@@ -221,11 +261,8 @@ class Settle:
     def moment(self, net: Network, rng: Generator, /) -> Moment:
         """Last moment of the flow within the budget."""
         last = Moment(net)
-        if self.until is not None and self.until.spent(Cost(), 0):
-            return last
-        for count, last in enumerate(self.flow(net, rng), start=1):
-            if self.until is not None and self.until.spent(last.cost, count):
-                break
+        for last in within(self.flow(net, rng), self.until):  # noqa: B007 - the last one is what is wanted
+            pass
         return last
 
     def __repr__(self) -> str:

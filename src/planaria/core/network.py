@@ -141,7 +141,10 @@ class Network:
     def pin(self, entries: Entries) -> Network:
         """The same network with the selected entries pinned: plasticity 0, so that no flow moves them."""
         return self.with_plasticity(
-            {name: self.plasticity[name].masked_fill(selected, 0.0) for name, selected in entries.items()}
+            {
+                name: self.plasticity[name].masked_fill(selected.to(self.device), 0.0)
+                for name, selected in entries.items()
+            }
         )
 
     def move(self, target: Mapping[str, Tensor]) -> Network:

@@ -95,6 +95,17 @@ def either(a: Entries, b: Entries) -> Entries:
     return joined
 
 
+def remove(a: Entries, b: Entries) -> Entries:
+    """Entries selected in a and not in b; names with none left are dropped.
+
+    Example:
+        >>> remove({"w": torch.tensor([True, True])}, {"w": torch.tensor([True, False])})
+        {'w': tensor([False,  True])}
+    """
+    left = {name: selected & ~b[name] if name in b else selected for name, selected in a.items()}
+    return {name: selected for name, selected in left.items() if bool(selected.any())}
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, types and bytes of all tensors, in the order of their names.
 

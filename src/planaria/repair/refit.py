@@ -30,6 +30,12 @@ from planaria.core.network import Network
 
 WIDEST = 8192
 """Largest number of inputs of a reader whose moments are kept (512 MiB in double precision)."""
+RIDGE = 1e-4
+"""Usual ridge, where there are rows enough."""
+FEW_ROWS = 20
+"""Rows per feature below which the ridge is cross-validated."""
+GRID = tuple(10.0 ** (power / 4) for power in range(-20, 9))
+"""Ridges that cross-validation chooses from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +271,8 @@ class Refit:
     Args:
         source: A Sidecar (no data at repair time; only readers of dead units change), or a Teacher (sequential: every
             product behind the damage, input from the repaired network, target from the intact one).
-        ridge: lambda relative to the mean diagonal of the moments, above 0.
+        ridge: lambda relative to the mean diagonal of the moments, above 0. By default 1e-4, and where there are fewer
+            than 20 rows per feature, the value of least generalised cross-validation error.
 
     Returns (when called with a network and a stream):
         Iterator of one moment.
@@ -280,10 +287,10 @@ class Refit:
     """
 
     source: Sidecar | Teacher
-    ridge: float = 1e-4
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.ridge < math.inf:
+        if self.ridge is not None and not 0 < self.ridge < math.inf:
             raise InputError("Refit.ridge", "a finite number above 0", self.ridge)
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
@@ -295,7 +302,7 @@ class Refit:
         yield Moment(moved, cost + Cost(seconds=time.process_time() - start))
 
 
-def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float) -> tuple[Network, Cost]:
+def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[Network, Cost]:
     anatomy = Anatomy.of(net)
     dead = anatomy.dead(net)
     if not any(bool(d.any()) for d in dead.values()):
@@ -323,8 +330,10 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float) -> tuple[Network
             moment = moments[g].to(net.device)
             kept = _kept(~gone, reader.bias is not None)
             across = intact[g][gone].T @ moment[:-1][gone][:, kept]
-            change = _solve(moment[kept][:, kept], across, ridge)
+            energy = float((intact[g][gone] * (moment[:-1, :-1][gone][:, gone] @ intact[g][gone])).sum())
+            change = _solve(moment[kept][:, kept], across, energy, sidecar.examples, ridge)
             matrix[g][~gone] += change[: int((~gone).sum())]
+            matrix[g][gone] = 0  # nothing to change where they are silent; units that are stuck must not be heard
             if reader.bias is not None:
                 shift[g] = change[-1]
             size, outs = int(kept.sum()), intact.shape[2]
@@ -333,7 +342,7 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float) -> tuple[Network
     return net.move(targets), Cost(multiply_adds=work)
 
 
-def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network, Cost]:
+def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[Network, Cost]:
     intact, inputs = teacher.net.to(net.device), teacher.inputs.to(net.device)
     if len(inputs) == 0 or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
         raise InputError("Teacher.inputs", "at least one input, all finite", f"{len(inputs)} inputs")
@@ -358,6 +367,9 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network
             return None
         features = reader.features(x)
         error = reader.outputs(target - z)
+        # Units that are stuck rather than silent are heard: take what they say away, and stop listening.
+        heard = reader.matrix(net.weights) * lost[:, :, None]
+        error = error + torch.bmm(features, heard.to(features.dtype))
         if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
             raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
         matrix, shift = (
@@ -368,9 +380,12 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float) -> tuple[Network
         for g in range(len(features)):
             kept = _kept(~lost[g], reader.bias is not None)
             rows = torch.cat([features[g], torch.ones_like(features[g][:, :1])], 1)[:, kept]
-            change = _solve((rows.T @ rows).double() / len(rows), (error[g].T @ rows).double() / len(rows), ridge)
+            moment, across = rows.T @ rows / len(rows), error[g].T @ rows / len(rows)
+            energy = float(error[g].double().square().sum()) / len(rows)
+            change = _solve(moment.double(), across.double(), energy, len(rows), ridge)
             living = int((~lost[g]).sum())
             matrix[g][~lost[g]] += change[:living]
+            matrix[g][lost[g]] = 0
             if reader.bias is not None:
                 shift[g] = change[-1]
             size = rows.shape[1]
@@ -427,13 +442,51 @@ def _moment(features: Tensor) -> Tensor:
     return torch.bmm(rows.transpose(1, 2), rows).double()
 
 
-def _solve(moment: Tensor, across: Tensor, ridge: float) -> Tensor:
-    """(moment + lambda I)^-1 across^T, the constant not penalised more than the rest; [features, outputs]."""
-    damped = moment.clone()
+def _solve(moment: Tensor, across: Tensor, energy: float, rows: int, ridge: float | None) -> Tensor:
+    """Coefficients c of the ridge regression: least |error - features c|^2 + lambda |c|^2, per row.
+
+    Args:
+        moment: Mean of features^T features [features, features].
+        across: Mean of error^T features [outputs, features].
+        energy: Mean of |error|^2 over rows, summed over outputs.
+        rows: Rows that the means were taken over.
+        ridge: lambda over the mean diagonal of `moment`; None: RIDGE, or cross-validated where rows are few.
+
+    Returns:
+        [features, outputs].
+    """
     # A moment of nothing but zeros (all units dead) must still be solvable.
-    level = float(damped.diagonal().mean()) * ridge or 1.0
-    damped.diagonal().add_(level)
+    scale = float(moment.diagonal().mean()) or 1.0
+    if ridge is None and rows < FEW_ROWS * len(moment):
+        values, vectors = torch.linalg.eigh(moment)
+        values = values.clamp_min(0.0)
+        rotated = across @ vectors
+        shrunk = 1.0 / (values + _cross_validated(values, rotated.square().sum(0), energy, rows) * scale)
+        solution: Tensor = vectors @ (rotated * shrunk).T
+        return solution
+    damped = moment.clone()
+    damped.diagonal().add_((RIDGE if ridge is None else ridge) * scale)
     factor, info = torch.linalg.cholesky_ex(damped)
-    if int(info):
-        return torch.linalg.lstsq(damped, across.T).solution
-    return torch.cholesky_solve(across.T, factor)
+    return torch.linalg.lstsq(damped, across.T).solution if int(info) else torch.cholesky_solve(across.T, factor)
+
+
+def _cross_validated(values: Tensor, squares: Tensor, energy: float, rows: int) -> float:
+    """Ridge with the least generalised cross-validation error: residual / (1 - degrees of freedom / rows)^2.
+
+    Args:
+        values: Eigenvalues of the moment.
+        squares: Squared norm of the cross-moment along each eigenvector.
+        energy: Mean square of what is to be explained.
+        rows: Number of rows.
+
+    Source: Golub, Heath and Wahba, 1979.
+    """
+    scale = float(values.mean()) or 1.0
+    best, least = GRID[-1], math.inf
+    for ridge in GRID:
+        shrunk = 1.0 / (values + ridge * scale)
+        residual = energy - float((squares * shrunk * (2 - values * shrunk)).sum())
+        freedom = 1.0 - float((values * shrunk).sum()) / rows
+        if freedom > 0.01 and residual / freedom**2 < least:
+            best, least = ridge, residual / freedom**2
+    return best

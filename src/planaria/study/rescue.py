@@ -15,15 +15,17 @@ from typing import Any
 
 from torch import Generator
 
-from planaria.core.anatomy import Anatomy
+from planaria.core.anatomy import Anatomy, Slices
 from planaria.core.errors import InputError
-from planaria.core.motion import Budget, Cost, Flow, Moment, updates
+from planaria.core.motion import Budget, Cost, Flow, Moment, updates, within
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.measure.statistics import Estimate, kaplan_meier, mean_interval
 from planaria.measure.task import Task
 
+ROUNDING = 1e-9
+"""Far below one example, far above the rounding of a difference of scores."""
 BUDGET = updates(400)
 """Usual budget of a repair."""
 
@@ -135,8 +137,8 @@ class Attempt:
 
     @property
     def target(self) -> float:
-        """Validation score that counts as rescued."""
-        return self.validation_before - self.criterion.tolerance
+        """Validation score that counts as rescued; a loss of exactly the tolerance does."""
+        return self.validation_before - self.criterion.tolerance - ROUNDING
 
     @cached_property
     def rescue_cost(self) -> Cost | None:
@@ -220,6 +222,7 @@ def attempt(
     within: Budget = BUDGET,
     criterion: Criterion = Criterion(),
     baseline: Baseline | None = None,
+    damaged: float | None = None,
 ) -> Attempt:
     """Damage a network and follow one repair until the budget is used up.
 
@@ -237,6 +240,7 @@ def attempt(
         within: Budget.
         criterion: When it counts as rescued.
         baseline: Scores of `net`, if known.
+        damaged: Test score after the lesion, if known.
 
     Returns:
         The attempt, rescued or not.
@@ -244,24 +248,31 @@ def attempt(
     net = net.with_inputs(task.train.inputs)
     schedule = repair if isinstance(repair, Schedule) else Schedule(repair)
 
-    def strike(now: Network, bite: int) -> Network:
+    def struck(bite: int) -> Slices:
         # Nested parts of the lesion that the undamaged network would get, whatever the repairs did in between.
-        slices = damage.site.select(net, _part(damage, dose, bite, schedule.bites), stream(seed, "lesion"))
+        return damage.site.select(net, _part(damage, dose, bite, schedule.bites), stream(seed, "lesion"))
+
+    def strike(now: Network, slices: Slices) -> Network:
         return damage.fault.strike(now, slices, stream(seed, "fault")) if slices.all else now
 
-    whole = strike(net, schedule.bites)
+    whole = strike(net, struck(schedule.bites))
+    known = task.score(whole) if damaged is None else damaged
     run = _Run(net, whole, task, criterion, within)
+    earlier: Slices | None = None
     for bite in range(1, schedule.bites + 1):
-        struck = strike(run.now, bite)
-        run.follow(struck, schedule.flow, stream(seed, "repair", name, bite), bite / schedule.bites)
-    return run.result(name, dose, seed, baseline or Baseline.of(net, task), task.score(whole))
+        part = struck(bite)
+        # A fault that passes must not hit again what has been repaired since.
+        hit = strike(run.now, part if earlier is None else part.without(earlier))
+        run.follow(hit, schedule.flow, stream(seed, "repair", name, bite), bite / schedule.bites)
+        earlier = part
+    return run.result(name, dose, seed, baseline or Baseline.of(net, task), known)
 
 
 class _Run:
     """One attempt while it runs: where the network is, what it has cost, how it was evaluated."""
 
     def __init__(self, net: Network, whole: Network, task: Task, criterion: Criterion, within: Budget) -> None:
-        self.now, self.cost, self.moments = net, Cost(), 0
+        self.now, self.cost, self._moments = net, Cost(), 0
         self._looks: list[Look] = []
         self._hit, self._ended = 0, True
         self._task, self._criterion, self._within = task, criterion, within
@@ -271,19 +282,22 @@ class _Run:
 
     def follow(self, struck: Network, flow: Flow, rng: Generator, share: float) -> None:
         """Repair the network after a hit, until this share of the whole budget is used up."""
-        start, self.now, self._ended = self.cost, struck, True
+        start, self.now = self.cost, struck
         self._hit = len(self._looks)
         self._look()
-        for moment in flow(struck, rng):
+        left = share * self._within.amount - self._within.used(start, self._moments)
+        budget = Budget(max(0.0, left), self._within.of)
+        count, looked = 0, 0
+        for moment in within(flow(struck, rng), budget):
+            count += 1
             self.now, self.cost = moment.network, start + moment.cost
-            self.moments += 1
-            if self._within.used(self.cost, self.moments) >= share * self._within.amount:
-                self._ended = False
-                break
-            if self.moments % self._criterion.every == 0:
+            if count == 1 or count % self._criterion.every == 0:
                 self._look()
-        if self.cost != self._looks[-1].cost:
+                looked = count
+        if looked < count:
             self._look()
+        self._moments += count
+        self._ended = not budget.spent(self.cost - start, count)
 
     def result(self, name: str, dose: float, seed: int, baseline: Baseline, damaged: float) -> Attempt:
         """The finished attempt."""
@@ -456,26 +470,27 @@ def rescue(
             raise InputError(f"rescue({what})", "at least one", "none")
     net = net.with_inputs(task.train.inputs)
     baseline = Baseline.of(net, task)
-    return Comparison(
-        tuple(
-            attempt(
-                net,
-                damage,
-                dose,
-                repair,
-                task,
-                name=name,
-                seed=seed,
-                within=within,
-                criterion=criterion,
-                baseline=baseline,
-            )
-            for seed in seeds
-            for dose in doses
-            for name, repair in repairs.items()
-        ),
-        task.scorer.bounds,
-    )
+    attempts: list[Attempt] = []
+    for seed in seeds:
+        for dose in doses:
+            damaged: float | None = None  # the same lesion for every repair: measured once
+            for name, repair in repairs.items():
+                one = attempt(
+                    net,
+                    damage,
+                    dose,
+                    repair,
+                    task,
+                    name=name,
+                    seed=seed,
+                    within=within,
+                    criterion=criterion,
+                    baseline=baseline,
+                    damaged=damaged,
+                )
+                damaged = one.damaged
+                attempts.append(one)
+    return Comparison(tuple(attempts), task.scorer.bounds)
 
 
 def compare(

@@ -82,7 +82,7 @@ class Response:
 
     @cached_property
     def area(self) -> Estimate:
-        """Mean score over the doses (area under the curve divided by the range of doses)."""
+        """Area under the curve, in score times dose: the mean score where doses run from 0 to 1."""
         return area(self.doses, self.scores)
 
     def _rng(self, what: str) -> np.random.Generator:

@@ -39,8 +39,8 @@ class Recipe:
         rows = len(task.train)
         epochs = max(3, min(60, 600_000 // rows))
         if convolutional:
-            epochs = max(3, min(30, 150_000 // rows))
-        rate = 0.1 if task.classes else 0.01
+            epochs = max(3, min(30, 100_000 // rows))
+        rate = (0.02 if convolutional else 0.1) if task.classes else 0.01
         return Recipe(max(1, epochs // 3) if quick else epochs, rate, 128 if rows >= 5000 else 32)
 
 
@@ -64,7 +64,7 @@ def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tup
     """
     net = Network.of(model, task.train.inputs)
     number = max(1, recipe.epochs * len(task.train) // recipe.batch)
-    optimiser = SGD(recipe.rate, momentum=0.9, decay=1e-4)
+    optimiser = SGD(recipe.rate, momentum=0.9)
     flow = Retrain(task, optimiser, recipe.batch, horizon=number)
     moment = settle(flow, updates(number)).moment(net, stream(seed, "train"))
     record = {

@@ -1,0 +1,213 @@
+"""Anatomy: addresses, selections and messages, beside what the laws over the table say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cases import NETWORKS, randomise
+from planaria.core.anatomy import KINDS, Anatomy, Check, Unit
+from planaria.core.errors import AnatomyError
+from planaria.core.network import Network
+
+
+def test_units_are_addressed_by_the_name_of_their_layer() -> None:
+    anatomy = Anatomy.of(NETWORKS["transformer-post-norm"].network())
+    assert Unit("encoder.layers.1.linear1", 5) in anatomy.units("neuron")
+    assert Unit("encoder.layers.1.self_attn", 1) in anatomy.units("head")
+    assert {unit.layer for unit in anatomy.units("branch")} >= {"embed", "encoder.layers.0.linear2"}
+    assert anatomy.units() == tuple(u for g in anatomy.groups for u in (Unit(g.layer, i) for i in range(g.count)))
+
+
+def test_groups_come_in_the_order_of_execution() -> None:
+    names = ["mlp-relu", "cnn-batchnorm", "conv1d"]
+    assert [[g.layer for g in Anatomy.of(NETWORKS[n].network()).groups] for n in names] == [
+        ["0", "2"],
+        ["0", "4", "8"],
+        ["0", "3"],
+    ]
+
+
+def test_the_anatomy_is_traced_once_and_shared_by_derived_networks() -> None:
+    net = NETWORKS["mlp-relu"].network()
+    assert Anatomy.of(net) is Anatomy.of(net)
+    assert Anatomy.of(net.with_weights({"0.bias": torch.zeros(7)})) is Anatomy.of(net)
+
+
+def test_by_default_branches_are_left_out_unless_there_is_nothing_else() -> None:
+    residual = Anatomy.of(NETWORKS["residual"].network())
+    assert {g.kind for g in residual.select()} == {"channel"}
+    assert {g.kind for g in residual.select(layers=["stem"])} == {"branch"}
+    assert {g.kind for g in residual.select(["channel", "branch"])} == {"channel", "branch"}
+
+    class OnlyBranches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.a(x))
+
+    only = Anatomy.of(Network.of(OnlyBranches(), torch.randn(2, 4)))
+    assert [g.kind for g in only.select()] == ["branch"]
+
+
+def test_the_kinds_a_network_has_are_some_of_the_known_ones_in_their_order() -> None:
+    for case in NETWORKS.values():
+        kinds = Anatomy.of(case.network()).kinds
+        assert list(kinds) == [kind for kind in KINDS if kind in kinds]
+
+
+def test_asking_for_what_is_not_there_names_what_is() -> None:
+    anatomy = Anatomy.of(NETWORKS["mlp-relu"].network())
+    with pytest.raises(AnatomyError, match=r"kind 'neurons'.*Did you mean neuron"):
+        anatomy.select(["neurons"])
+    with pytest.raises(AnatomyError, match=r"units of kind head, got neuron"):
+        anatomy.select(["head"])
+    with pytest.raises(AnatomyError, match=r"layer '1'.*none of that name.*Known: 0, 2"):
+        anatomy.select(layers=["1"])
+    with pytest.raises(AnatomyError, match=r"layer '4'.*tap\(net, \[layer\]\)"):
+        anatomy.select(layers=["4"])
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(-1), nn.Sigmoid()], ids=repr)
+def test_a_network_without_hidden_units_says_so(end: nn.Module) -> None:
+    anatomy = Anatomy.of(Network.of(nn.Sequential(nn.Linear(3, 2), end), torch.randn(2, 3)))
+    assert anatomy.units() == ()
+    with pytest.raises(AnatomyError, match=r"got no units at all.*outputs are the network's outputs"):
+        anatomy.select()
+
+
+def test_a_network_needs_example_inputs_of_the_right_shape_and_type() -> None:
+    model = NETWORKS["cnn-batchnorm"].build()
+    with pytest.raises(AnatomyError, match=r"example inputs, got none.*Network\.of\(model, inputs\)"):
+        Anatomy.of(Network.of(model))
+    for wrong in (torch.zeros(2, 3, 6, 6), torch.zeros(2, 5), torch.zeros(2, 2, 6, 6, dtype=torch.long)):
+        with pytest.raises(AnatomyError, match=r"runs on inputs of shape"):
+            Anatomy.of(Network.of(model, wrong))
+    with pytest.raises(AnatomyError, match="example inputs"):
+        net = Network.of(model)
+        Anatomy((), {}).verify(net)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_example_inputs_gives_the_same_units(count: int) -> None:
+    for case in NETWORKS.values():
+        if case.taps:
+            continue
+        anatomy = Anatomy.of(Network.of(case.build(), case.inputs(count)))
+        assert {g.layer: (g.count, g.kind, g.exact_by) for g in anatomy.groups} == case.units, case.name
+
+
+def test_constant_or_zero_example_inputs_give_the_same_units() -> None:
+    for name in ("mlp-relu", "mlp-norms", "cnn-batchnorm", "residual", "transformer-pre-norm", "attention-separate"):
+        case = NETWORKS[name]
+        for inputs in (torch.zeros(2, *case.shape), torch.ones(2, *case.shape)):
+            anatomy = Anatomy.of(Network.of(case.build(), inputs))
+            assert {g.layer: (g.count, g.kind, g.exact_by) for g in anatomy.groups} == case.units, name
+
+
+def test_zero_weights_and_fresh_normalisations_give_the_same_units() -> None:
+    for name in ("mlp-relu", "mlp-norms", "cnn-batchnorm", "residual", "transformer-pre-norm"):
+        case = NETWORKS[name]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            fresh = case.model()
+        zero = case.build()
+        with torch.no_grad():
+            for parameter in zero.parameters():
+                parameter.zero_()
+        for model in (fresh, zero):
+            anatomy = Anatomy.of(Network.of(model, case.inputs(3)))
+            assert {g.layer: (g.count, g.kind, g.exact_by) for g in anatomy.groups} == case.units, name
+
+
+def test_verify_reports_what_it_tried() -> None:
+    net = NETWORKS["mlp-relu"].network()
+    assert [(c.layer, c.units) for c in Anatomy.of(net).verify(net, per_layer=3)] == [("0", 3), ("2", 3)]
+    assert all(isinstance(c, Check) and c.difference < 1e-5 for c in Anatomy.of(net).verify(net))
+
+
+class MaxOverTime(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.max(1).values
+
+
+class MeanOverTime(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)
+
+
+# Forms in which the first layer has no units of its own, with the reason that must be given.
+WITHOUT = {
+    "glu": "glu",
+    "softmax inside": "_softmax",
+    "weight norm": "",
+    "channel shuffle": "channel_shuffle",
+    "circular padding": "in place",
+}
+
+FORMS = {
+    "prelu": lambda: nn.Sequential(nn.Linear(6, 5), nn.PReLU(5), nn.Linear(5, 3)),
+    "hardswish": lambda: nn.Sequential(nn.Linear(6, 5), nn.Hardswish(), nn.Linear(5, 3)),
+    "leaky relu": lambda: nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3)),
+    "randomised relu": lambda: nn.Sequential(nn.Linear(6, 5), nn.RReLU(), nn.Linear(5, 3)),
+    "max over time": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Linear(3, 4), nn.ReLU(), MaxOverTime(), nn.Linear(4, 3)
+    ),
+    "mean over time": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.ReLU(), MeanOverTime(), nn.Linear(2, 3)
+    ),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.InstanceNorm1d(4, affine=True), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 3)
+    ),
+    "batch norm without weights": lambda: nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.ReLU(), nn.Linear(5, 3)
+    ),
+    "rms norm": lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.ReLU(), nn.Linear(5, 3)),
+    "glu": lambda: nn.Sequential(nn.Linear(6, 8), nn.GLU(), nn.Linear(4, 3)),
+    "softmax inside": lambda: nn.Sequential(nn.Linear(6, 5), nn.Softmax(-1), nn.Linear(5, 3)),
+    "softplus": lambda: nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3)),
+    "many activations": lambda: nn.Sequential(
+        nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 4), nn.Hardswish(), nn.Linear(4, 4), nn.Mish(), nn.Linear(4, 3)
+    ),
+    "weight norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)
+    ),
+    "circular padding": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 3), nn.ReLU(),
+        nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "uneven padding": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Conv1d(3, 4, 4, padding="same"), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "channel shuffle": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3, 1)), nn.Conv2d(2, 6, 1), nn.ReLU(), nn.ChannelShuffle(3), nn.Conv2d(6, 4, 1, groups=2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)
+    ),
+    "upsampling": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(30, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_network_are_exact_too_or_named(form: str) -> None:
+    model = FORMS[form]()
+    randomise(model, 0)
+    inputs = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    net = Network.of(model, inputs)
+    anatomy = Anatomy.of(net)
+    anatomy.verify(net)
+    owned = {name.rpartition(".")[0] for name in anatomy.entries(anatomy.units()).all}
+    for name in net.weights:
+        layer = name.rpartition(".")[0]
+        assert layer in owned | set(anatomy.unreached), f"{name} is passed over"
+    first = next(iter(net.weights)).rpartition(".")[0]
+    assert (first in {unit.layer for unit in anatomy.units()}) == (form not in WITHOUT)
+    assert WITHOUT.get(form, "") in anatomy.unreached.get(first, "")
