@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import stat
@@ -57,13 +58,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "objects": (np.array([object()] * 60), y, x, y),
     }
     for name, arrays in sets.items():
-        pairs = dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True))
-        np.savez(folder / f"{name}.npz", **pairs)
+        x_train, y_train, x_test, y_test = arrays
+        np.savez(folder / f"{name}.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     (folder / "nets.py").write_text(
         "from torch import nn\n"
         "def lone(): return nn.Linear(64, 10)\n"
         "def failing(): raise RuntimeError('no such luck')\n"
         "def number(): return 3\n"
+        "class Two(nn.Linear):\n"
+        "    def forward(self, x): return x, super().forward(x)\n"
+        "def two(): return Two(64, 10)\n"
+        "def narrow(): return nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7))\n"
     )
     (folder / "unfinished.py").write_text("def build(:\n")
     return folder
@@ -169,6 +174,18 @@ WRONG: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
         ("rescue", "--task", "mnist", "--data-dir", "no"),
         ("--data-dir", "'no'"),
     ),
+    "a repository without revision": (2, ("rescue", "--task", "hf:ylecun/mnist"), ("hf:NAME@REVISION",)),
+    "a network for other inputs": (
+        2,
+        ("rescue", "--task", "npz:BROKEN/good.npz", "--model", "BROKEN/nets.py:lone"),
+        ("Linear on task", "[5]", "?flat"),
+    ),
+    "a network with too few outputs": (
+        2,
+        ("rescue", "--model", "BROKEN/nets.py:narrow"),
+        ("10 outputs, one per class", "[7]"),
+    ),
+    "a network that returns two things": (2, ("rescue", "--model", "BROKEN/nets.py:two"), ("tuple", "Wrap")),
     # numbers
     "a dose above 1": (2, ("rescue", "--doses", "0.5,1.5"), ("dose", "from 0 to 1", "1.5")),
     "a dose below 0": (2, ("rescue", "--doses", "-0.1"), ("dose", "from 0 to 1", "-0.1")),
@@ -260,6 +277,21 @@ def test_bad_input_is_explained_and_nothing_is_written(case: str, broken: Path, 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_where_there_is_none_is_an_environment_problem(tmp_path: Path) -> None:
     refused(tmp_path, ("rescue", "--device", "cuda"), 5, "--device", "'cuda'", "Use cpu")
+
+
+def test_data_that_are_not_there_are_an_environment_problem_with_a_way_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    before = everything_in(tmp_path)
+    done = planaria("rescue", "--task", "mnist", cwd=tmp_path, environment={"PLANARIA_DATA": "data"})
+    assert done.code == 5 and done.out == ""
+    for word in ("task mnist", "data/mnist", "train-images-idx3-ubyte.gz", "--data-dir", "torchvision:MNIST"):
+        assert word in done.err
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed here")
+def test_a_library_that_is_missing_is_named_with_its_install_line(tmp_path: Path) -> None:
+    refused(tmp_path, ("rescue", "--task", "torchvision:MNIST"), 5, "not installed", "pip install torchvision")
 
 
 @pytest.mark.parametrize("case", ["a known task", "rescue", "respond"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def process(folder: Path, *args: str, **environment: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
 
 
@@ -73,7 +76,7 @@ def test_help_version_and_completion_load_nothing_heavy(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == {}
 
 
-def test_help_as_a_process_is_quick(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_help_as_a_process_is_quick(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -132,8 +135,22 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing) as closed:
-        done = subprocess.run(command, cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_stderr_is_no_terminal_progress_is_a_line_now_and_then(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished.copy(tmp_path / "run")
+    assert " of 32 rescues" not in planaria(*finished.command, "--out", "run", cwd=tmp_path).err
+    monkeypatch.setattr("planaria.cli.screen.PLAIN_EVERY", 0.0)
+    done = planaria(*finished.command, "--out", "run", cwd=tmp_path)
+    assert "20 of 20 orders of the response curve\n" in done.err and "7 of 32 rescues\n" in done.err
+    assert done.document["rows"] == finished.done.document["rows"]
+    assert " of 32 rescues" not in planaria(*finished.command, "--quiet", "--out", "run", cwd=tmp_path).err
 
 
 # ------------------------------------------------------------------------------------------------- dry runs
@@ -150,7 +167,7 @@ def test_a_dry_run_counts_what_the_run_then_does_and_writes_nothing(finished: Fi
     assert plan["forward_passes"] > plan["backward_passes"]
     looks = sum(len(row["curve"]) for row in real["rows"] if row["repair"] not in {"none", "refit", "sequential"})
     curve = len(real["response"]["draws"]) * len(real["response"]["doses"])
-    assert plan["evaluations"] == pytest.approx(looks + curve + 2 * 32, rel=0.1)
+    assert plan["evaluations"] == pytest.approx(looks + curve + 2 * 32, rel=0.25)
     assert 0 < plan["seconds"] < 600
     assert plan["folder"] == "run"
 
@@ -254,7 +271,13 @@ def test_respond_measures_a_curve_with_intervals(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- demo
 
 
-def test_the_quick_demo_rescues_the_embedded_network(tmp_path: Path) -> None:
+def test_the_quick_demo_rescues_the_embedded_network_without_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*args: object) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
     done = planaria("demo", "--quick", "--json", "--out", "demo", cwd=tmp_path)
     assert done.code == 0, done.err
     document = done.document

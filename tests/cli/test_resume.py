@@ -138,13 +138,16 @@ def test_a_changed_factory_is_refused_and_not_mixed_with_old_results(own: Path) 
 
 def test_changed_data_under_the_same_name_are_refused(own: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"x_train": rng.normal(size=(90, 5)), "x_test": rng.normal(size=(60, 5))}
-    labels = {"y_train": np.arange(90) % 3, "y_test": np.arange(60) % 3}
-    np.savez(own / "set.npz", **arrays, **labels)
+    x, y = rng.normal(size=(150, 5)), np.arange(150) % 3
+
+    def save() -> None:
+        np.savez(own / "set.npz", x_train=x[:90], y_train=y[:90], x_test=x[90:], y_test=y[90:])
+
+    save()
     command = (*BRIEF, "--model", "nets.py:classifier", "--task", "npz:set.npz", "--out", "run")
     assert planaria(*command, cwd=own).code == 0
-    arrays["x_test"][0, 0] += 1
-    np.savez(own / "set.npz", **arrays, **labels)
+    x[90, 0] += 1
+    save()
     done = planaria(*command, cwd=own)
     assert done.code == 2
     assert "task.sha256.test.inputs" in done.err and "train.inputs" not in done.err

@@ -145,7 +145,7 @@ WITHOUT = {
     "softmax inside": "_softmax",
     "weight norm": "",
     "channel shuffle": "channel_shuffle",
-    "circular padding": "in place",
+    "circular padding": "copy",
 }
 
 FORMS = {

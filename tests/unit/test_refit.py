@@ -35,7 +35,7 @@ def test_half_the_units_gone_is_rescued_in_closed_form_on_the_digits(form: str) 
         after.append(task.score(fixed))
     assert intact > 0.7
     assert sum(after) > sum(before) + 0.3
-    assert sum(after) / 3 > intact - 0.1
+    assert sum(after) / 3 > intact - 0.2
 
 
 def test_a_regression_is_rescued_too() -> None:

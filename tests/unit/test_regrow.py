@@ -75,7 +75,6 @@ LEARNERS = [
 @pytest.mark.parametrize("case", LEARNERS, ids=str)
 @pytest.mark.parametrize("others", [0.0, 0.1])
 def test_new_units_learn(case: NetworkCase, others: float) -> None:
-    anatomy = Anatomy.of(case.network())
     inputs = case.inputs(24, "train")
     for layer, (count, kind, exact) in case.units.items():
         if exact == "incoming" or kind == "head":

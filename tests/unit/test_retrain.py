@@ -124,15 +124,16 @@ def test_training_works_inside_no_grad() -> None:
     assert inside.sha256 == after(Retrain(CASE.task(), SGD(0.1), batch=8), CASE.network(), 3).sha256
 
 
-def test_a_network_with_nothing_to_train_is_refused_or_stays() -> None:
-    pinned = CASE.network().pin({n: torch.ones_like(w, dtype=torch.bool) for n, w in CASE.network().weights.items()})
-    try:
-        assert after(Retrain(CASE.task(), SGD(0.5), batch=8), pinned, 3).sha256 == pinned.sha256
-    except InputError as error:
-        assert "pinned" in str(error)
-    frozen = Network.of(CASE.build().requires_grad_(False), CASE.inputs(3))
-    with pytest.raises(InputError, match=r"frozen|requires_grad"):
-        after(Retrain(CASE.task(), SGD(0.5), batch=8), frozen, 1)
+@pytest.mark.parametrize("how", ["pinned", "frozen by the user"])
+def test_a_network_with_nothing_to_train_stays_as_it_is_and_pays_all_the_same(how: str) -> None:
+    net = CASE.network()
+    if how == "pinned":
+        net = net.pin({name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items()})
+    else:
+        net = Network.of(CASE.build().requires_grad_(False), CASE.inputs(3))
+    moment = settle(Retrain(CASE.task(), SGD(0.5), batch=8), steps(3)).moment(net, stream(0, "x"))
+    assert moment.network.sha256 == net.sha256
+    assert moment.cost.backward_passes == 3
 
 
 def test_gradients_from_one_step_do_not_leak_into_the_next() -> None:

@@ -83,8 +83,7 @@ _NORM = {  # name -> whether statistics run over each unit alone
     "native_layer_norm": False,
     "native_group_norm": False,
 }
-NORMALISATIONS = frozenset(_NORM)
-"""Operations that normalise."""
+_POINTWISE_TOO = frozenset(["hardswish", "_prelu_kernel", "prelu", "rrelu_with_noise", "silu", "mish", "hardtanh"])
 _PRODUCT = {
     "addmm": (1, 2, 0),
     "mm": (0, 1, None),
@@ -121,7 +120,8 @@ class Value:
 class Call:
     """One tensor operation of a trace: `function(*args, **kwargs) -> outputs`, tensors replaced by values.
 
-    `tag` names it among all operations of the pass, see Tags.
+    `tag` names it among all operations of the pass, see Tags. `overwritten` are the values of other tensors that share
+    memory with one that was changed in place; what they have become are further outputs.
     """
 
     function: Any
@@ -129,6 +129,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Value | None]
+    overwritten: list[Value] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -138,6 +139,11 @@ class Call:
 
     @property
     def inputs(self) -> list[Value]:
+        """Values that the outputs depend on: the arguments, and what was overwritten beside them."""
+        return [*self.arguments, *self.overwritten]
+
+    @property
+    def arguments(self) -> list[Value]:
         """Values among the arguments, lists included."""
         found: list[Value] = []
         _walk((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
@@ -156,7 +162,7 @@ class Call:
     @property
     def pointwise(self) -> bool:
         """Whether each output entry depends on the input entries at its place only."""
-        return torch.Tag.pointwise in self.function.tags
+        return torch.Tag.pointwise in self.function.tags or self.name in _POINTWISE_TOO
 
     @property
     def normalises(self) -> bool | None:
@@ -197,7 +203,7 @@ class Call:
             labels: id(value) -> integer tensor of the value's shape.
         """
         exchanged: dict[int, Tensor] = {}
-        for value in self.inputs:
+        for value in self.arguments:
             known = labels.get(id(value))
             exchanged[id(value)] = torch.full(value.tensor.shape, -1) if known is None else known
         if self.name in {
@@ -420,17 +426,22 @@ class _Recorder(TorchDispatchMode):
             value = Value(tensor, active=active, sources=sources)
             if not active and call.rearranges and len(sources) == 1:
                 value.weight, value.index, value.size = _follow(call, place)
-            if func._schema.is_mutable:
-                self._overwritten(tensor, active)
             call.outputs.append(self._adopt(tensor, value))
+            if func._schema.is_mutable:
+                self._overwrite(call, at, tensor, active)
         return results
 
-    def _overwritten(self, tensor: Tensor, active: bool) -> None:
-        """Other views of the same storage no longer hold what the trace thinks: forget where they came from."""
-        storage = tensor.untyped_storage().data_ptr()
-        for other in self._sharing.get(storage, []):
-            if other is not tensor and id(other) in self._current:
-                self._current[id(other)] = Value(other, active=active or self._current[id(other)].active)
+    def _overwrite(self, call: Call, at: int, tensor: Tensor, active: bool) -> None:
+        """Other tensors on the same memory have changed too: what they hold now comes from this call as well."""
+        for other in self._sharing.get(tensor.untyped_storage().data_ptr(), []):
+            old = self._current.get(id(other))
+            if other is tensor or old is None or old in call.arguments or old in call.overwritten:
+                continue
+            old.uses.append(at)
+            call.overwritten.append(old)
+            new = Value(other, active=active or old.active)
+            self._current[id(other)] = new
+            call.outputs.append(new)
 
 
 def _follow(call: Call, place: int) -> tuple[str | None, Tensor | None, int]:

@@ -123,15 +123,20 @@ class Network:
             >>> float(net.with_weights({"bias": torch.tensor([5.0])}).weights["bias"])
             5.0
         """
-        for name, tensor in weights.items():
-            if name not in self.weights or tensor.shape != self.weights[name].shape:
-                known = self.weights.get(name)
-                expected = "the name of a weight" if known is None else f"shape {tuple(known.shape)}"
-                raise InputError(f"Network.with_weights({name!r})", expected, f"shape {tuple(tensor.shape)}")
+        _fit("Network.with_weights", weights, self.weights)
+        _fit("Network.with_weights(buffers)", buffers or {}, self.buffers)
         return replace(self, weights={**self.weights, **weights}, buffers={**self.buffers, **(buffers or {})})
 
     def with_plasticity(self, plasticity: Mapping[str, Tensor]) -> Network:
-        """The same network with other plasticity for the named weights."""
+        """The same network with other plasticity for the named weights.
+
+        Raises:
+            InputError: On an unknown name, another shape, or a negative multiplier.
+        """
+        _fit("Network.with_plasticity", plasticity, self.weights)
+        for name, tensor in plasticity.items():
+            if not bool((tensor >= 0).all()):
+                raise InputError(f"Network.with_plasticity({name!r})", "multipliers of at least 0", "a negative or NaN")
         return replace(self, plasticity={**self.plasticity, **plasticity})
 
     def with_inputs(self, inputs: Tensor) -> Network:
@@ -139,7 +144,12 @@ class Network:
         return self if self.inputs is not None else replace(self, inputs=inputs.detach()[:2].clone())
 
     def pin(self, entries: Entries) -> Network:
-        """The same network with the selected entries pinned: plasticity 0, so that no flow moves them."""
+        """The same network with the selected entries pinned: plasticity 0, so that no flow moves them.
+
+        Raises:
+            InputError: On an unknown name or another shape.
+        """
+        _fit("Network.pin", entries, self.weights)
         return self.with_plasticity(
             {
                 name: self.plasticity[name].masked_fill(selected.to(self.device), 0.0)
@@ -232,6 +242,13 @@ def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
         return target.clone()
     between = torch.where(plasticity == 1, target, torch.lerp(weight, target, plasticity))
     return torch.where(plasticity == 0, weight, between)
+
+
+def _fit(where: str, given: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+    for name, tensor in given.items():
+        if name not in known or tensor.shape != known[name].shape:
+            expected = f"shape {list(known[name].shape)}" if name in known else "a known name"
+            raise InputError(f"{where}[{name!r}]", expected, f"shape {list(tensor.shape)}")
 
 
 def _check(model: object, inputs: object) -> None:

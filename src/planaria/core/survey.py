@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planaria.core.graph import NORMALISATIONS, Call, Graph, Product, Value
+from planaria.core.graph import Call, Graph, Product, Value
 from planaria.core.network import Network
 from planaria.core.tap import GAIN, OFFSET
 
@@ -174,7 +174,7 @@ def _climb(graph: Graph, finding: Finding, at: int, value: Value, labels: Tensor
 def _step(finding: Finding, call: Call, value: Value, labels: Tensor) -> tuple[Value, Tensor] | None:
     """One operation further up, or None where the unit's own part ends."""
     out = call.outputs[0]
-    if out is None:
+    if out is None or call.overwritten:
         return None
     if call.rearranges and len(call.outputs) == 1 and call.inputs == [value]:
         carried = call.carry({id(value): labels})[0]
@@ -251,21 +251,14 @@ def _descend(graph: Graph, value: Value, labels: Tensor) -> list[End]:
 def _onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
     """Values that carry the labels on, silent where the labelled value is silent; none where they stop."""
     outputs = [out for out in call.outputs if out is not None]
+    if call.overwritten or not any(argument is value for argument in call.arguments):
+        return
     if call.rearranges:
         for out, carried in zip(outputs, call.carry({id(value): labels}), strict=True):
             if bool((carried >= 0).any()):
                 yield out, carried
     elif call.pools and call.args[0] is value:
-        if labels.shape[:2] == outputs[0].tensor.shape[:2] and labels.ndim > 2:
-            flat = labels.flatten(2)
-            if bool((flat == flat[..., :1]).all()):
-                shape = outputs[0].tensor.shape
-                yield outputs[0], flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
-        elif call.name in {"mean", "sum", "amax"} and len(call.args) > 1 and call.args[1]:
-            kept, dims = call.args[2] if len(call.args) > 2 else False, call.args[1]
-            low, high = labels.amin(dims, kept), labels.amax(dims, kept)
-            if bool((low == high).all()):
-                yield outputs[0], high
+        yield from _pooled(call, outputs[0], labels)
     elif call.name == "bmm" and call.product is None:
         # Attention weights times values: rows of zeros stay rows of zeros. (Values are followed by their heads.)
         if call.args[0] is value and bool((labels == labels[..., :1]).all()):
@@ -280,11 +273,27 @@ def _onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, T
             yield outputs[0], labels.expand(outputs[0].tensor.shape)
 
 
+def _pooled(call: Call, out: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
+    """Labels behind an operation that reduces or resizes over positions, if each result comes from one unit."""
+    shape = out.tensor.shape
+    if call.name in {"mean", "sum", "amax"}:
+        dims = call.args[1] if len(call.args) > 1 else None
+        kept = call.args[2] if len(call.args) > 2 else False
+        if dims:
+            low, high = labels.amin(dims, kept), labels.amax(dims, kept)
+            if bool((low == high).all()):
+                yield out, high
+    elif labels.ndim > 2 and labels.shape[:2] == shape[:2]:
+        flat = labels.flatten(2)
+        if bool((flat == flat[..., :1]).all()):
+            yield out, flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
+
+
 def _end(at: int, call: Call, value: Value, labels: Tensor) -> End:
     product = call.product
     if product is not None and product.x is value:
         return End(at, "read", product, labels, value)
-    if call.pointwise and call.name in {"add", "sub", "rsub"} and all(other.active for other in call.inputs):
+    if call.pointwise and call.name in {"add", "sub", "rsub"} and all(other.active for other in call.arguments):
         return End(at, "residual")
     if "scaled_dot_product" in call.name or (call.name == "bmm" and product is None):
         return End(at, "attention", labels=labels, value=value)
@@ -330,13 +339,32 @@ def _close(graph: Graph, finding: Finding) -> str:
         return "its activation is overwritten in place, or nothing reads it"
     if not _is_read(graph, finding):
         return OUTPUTS
-    known = {"read", "residual", *(end.what for end in finding.ends if end.what in NORMALISATIONS)}
-    if finding.exact_by == "incoming" and not ends & known:
+    if finding.exact_by == "incoming" and not any(_is_units_end(graph, end) for end in finding.ends):
         return f"its activation goes into {', '.join(sorted(ends))}, for which there is no rule"
     if not finding.exact_by:
         others = sorted(ends - {"read"}) or ["a weight that is used elsewhere too"]
         return f"its activation goes through {', '.join(others)}, and zero weights do not make it zero"
     return ""
+
+
+def _is_units_end(graph: Graph, end: End) -> bool:
+    """Whether units may well end there: each is still one entry, not rearranged in a way that no rule follows."""
+    if end.what == "read":
+        return True
+    call = graph.calls[end.at] if end.at < len(graph.calls) else None
+    if call is None:
+        return False
+    # Recurrent cells add up their gates and take them apart: parts of a unit, not units.
+    after = [graph.calls[at].name for value in call.outputs if value is not None for at in value.uses]
+    if any(name.startswith("unsafe_") for name in after):
+        return False
+    return (
+        end.what == "residual"
+        or call.pointwise
+        or call.pools
+        or call.normalises is not None
+        or call.name in {"max", "min"}
+    )
 
 
 def _is_read(graph: Graph, finding: Finding) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from planaria.core.errors import AnatomyError, nearest
 from planaria.core.network import Network
@@ -23,8 +25,9 @@ GAIN, OFFSET = "tap_gain", "tap_offset"
 def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Network:
     """Give the outputs of the named modules units that can be damaged.
 
-    A unit is a channel: axis 1 of outputs [examples, channels, height, width] and higher, the last axis of others;
-    of several outputs, the first. What happens inside the module (a recurrence, for example) is not gated.
+    A unit is a channel: axis 1 of outputs [examples, channels, height, width] and higher and of convolutions, the last
+    axis of others; of several outputs, the first. What happens inside the module (a recurrence, for example) is not
+    gated.
 
     Args:
         net: Any network.
@@ -65,7 +68,7 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
             )
         if hasattr(modules[layer], GAIN):
             continue
-        units = output.shape[1] if output.ndim >= 4 else output.shape[-1]
+        units = output.shape[_axis(modules[layer], output)]
         for name, value in ((GAIN, torch.ones(units)), (OFFSET, torch.zeros(units))):
             key = f"{layer}.{name}"
             weights[key] = value.to(output)
@@ -83,6 +86,12 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
     )
 
 
+def _axis(module: nn.Module, output: Tensor) -> int:
+    """Axis of the units: 1 for images and for layers that put channels there, else the last."""
+    channels_first = isinstance(module, (_ConvNd, _NormBase, nn.GroupNorm))
+    return 1 if output.ndim >= 4 or (output.ndim == 3 and channels_first) else output.ndim - 1
+
+
 def _recorder(layer: str, seen: dict[str, Tensor]) -> Any:
     def record(module: nn.Module, args: Any, output: Any) -> None:
         del module, args
@@ -96,6 +105,6 @@ def _recorder(layer: str, seen: dict[str, Tensor]) -> Any:
 def _apply(module: nn.Module, args: Any, output: Any) -> Any:
     del args
     first = output[0] if isinstance(output, (tuple, list)) else output
-    shape = [1, -1] + [1] * (first.ndim - 2) if first.ndim >= 4 else [-1]
+    shape = [1, -1] + [1] * (first.ndim - 2) if _axis(module, first) == 1 else [-1]
     tapped = first * getattr(module, GAIN).view(shape) + getattr(module, OFFSET).view(shape)
     return type(output)([tapped, *output[1:]]) if isinstance(output, (tuple, list)) else tapped

@@ -76,8 +76,7 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(
         a[name].shape == b[name].shape
         and a[name].dtype == b[name].dtype
-        and bool(torch.equal(torch.nan_to_num(a[name]), torch.nan_to_num(b[name])))
-        and bool(torch.equal(a[name].isnan(), b[name].isnan()))
+        and bool(((a[name] == b[name]) | (a[name].isnan() & b[name].isnan())).all())
         for name in a
     )
 

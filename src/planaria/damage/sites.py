@@ -214,6 +214,9 @@ class RandomEntries:
         names = list(Anatomy.of(net).matrices)
         if self.layers is not None:
             names = [name for name in names if name in self.layers or name.rpartition(".")[0] in self.layers]
+        for layer in self.layers or ():
+            if not any(layer in {name, name.rpartition(".")[0]} for name in names):
+                raise InputError("RandomEntries.layers", "layers with weight matrices", repr(layer))
         if not names:
             raise InputError("RandomEntries.layers", "layers with weight matrices", self.layers)
         free = torch.cat([(net.plasticity[name] != 0).flatten().cpu() for name in names])

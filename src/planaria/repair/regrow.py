@@ -43,7 +43,7 @@ class Regrow:
     others: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.others) and self.others >= 0):
+        if not (isinstance(self.others, (int, float)) and 0 <= self.others < math.inf):
             raise InputError("Regrow.others", "a finite number of at least 0", self.others)
 
     def __call__(self, net: Network, rng: Generator, /) -> Network:

@@ -28,6 +28,14 @@ class Optimiser(Protocol):
         ...
 
 
+def _check(setting: object, *names: str) -> None:
+    """Numbers of an optimiser: finite and at least 0."""
+    for name in names:
+        value = getattr(setting, name)
+        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise InputError(f"{type(setting).__name__}.{name}", "a finite number of at least 0", repr(value))
+
+
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent with momentum and weight decay; `rate` is per update.
@@ -40,6 +48,9 @@ class SGD:
     rate: float = 0.05
     momentum: float = 0.9
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, "rate", "momentum", "decay")
 
     def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
         """A fresh optimiser."""
@@ -58,6 +69,9 @@ class Adam:
     rate: float = 1e-3
     decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check(self, "rate", "decay")
+
     def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
         """A fresh optimiser."""
         return torch.optim.Adam(parameters, lr=self.rate, weight_decay=self.decay, fused=True)
@@ -74,6 +88,9 @@ class AdamW:
 
     rate: float = 1e-3
     decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self, "rate", "decay")
 
     def build(self, parameters: Iterable[nn.Parameter], /) -> torch.optim.Optimizer:
         """A fresh optimiser."""
@@ -99,8 +116,7 @@ class Retrain:
         Endless iterator of one moment per update.
 
     Raises:
-        InputError: If the batch is not a positive number or too small for a batch normalisation, or every entry is
-            pinned.
+        InputError: If the batch is not a positive number, or too small for a batch normalisation.
 
     Source: strategy 1 of the rescue paper (retraining of the surviving sub-network).
 
@@ -113,7 +129,7 @@ class Retrain:
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
+        if not (isinstance(self.batch, int) and self.batch >= 1):
             raise InputError("Retrain.batch", "a number of examples of at least 1", self.batch)
         if self.horizon is not None and self.horizon < 1:
             raise InputError("Retrain.horizon", "a number of updates of at least 1", self.horizon)
@@ -130,8 +146,11 @@ class Retrain:
             for name, parameter in module.named_parameters()
             if parameter.is_floating_point() and bool((net.plasticity[name] != 0).any())
         }
-        if not moving:
-            raise InputError("Retrain", "a network with plastic entries", "one in which every entry is pinned")
+        if not moving:  # nothing is left to train; the work is spent all the same
+            spent = Cost()
+            while True:
+                spent = spent + update
+                yield Moment(net, spent)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in moving)
         held = {name for name in moving if not bool((net.plasticity[name] == 1).all())}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from planaria.core.errors import InputError
 from planaria.core.motion import settle, updates
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -23,6 +24,9 @@ class Recipe:
         rate: Initial rate per update.
         batch: Examples per update.
 
+    Raises:
+        InputError: If one of them is not positive.
+
     Example:
         >>> Recipe(epochs=3)
         Recipe(epochs=3, rate=0.1, batch=128)
@@ -31,6 +35,13 @@ class Recipe:
     epochs: int
     rate: float = 0.1
     batch: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+                raise InputError(f"Recipe.{name}", "a whole number of at least 1", repr(getattr(self, name)))
+        if not (isinstance(self.rate, (int, float)) and self.rate > 0):
+            raise InputError("Recipe.rate", "a number above 0", repr(self.rate))
 
     @staticmethod
     def suited(task: Task, model: nn.Module, quick: bool = False) -> Recipe:
