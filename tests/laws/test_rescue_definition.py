@@ -22,7 +22,7 @@ from planaria.measure.scores import Score
 from planaria.measure.statistics import kaplan_meier
 from planaria.measure.task import Data, Task
 from planaria.repair.retrain import SGD, Retrain
-from planaria.study.rescue import Attempt, Criterion, attempt, compare, leave, rescue, summarise
+from planaria.study.rescue import Attempt, Criterion, Schedule, attempt, compare, leave, rescue, summarise
 from purity import state
 
 # A network whose validation score is its bias: then a flow can be given any history of scores.
@@ -138,6 +138,26 @@ def test_a_flow_cut_off_by_the_budget_needs_all_of_them() -> None:
     assert when(told(scores, endless=True, within=3)) is None
     assert when(told(scores, endless=True, within=4)) == 2
     assert when(told(scores, endless=False, within=100)) == 2
+
+
+def test_what_was_good_before_the_last_hit_does_not_count() -> None:
+    bites = iter([[1.0] * 10, [0.5] * 10])
+
+    def flow(net: Network, rng: Generator, /) -> Iterator[Moment]:
+        return history(next(bites), endless=True)(net, rng)
+
+    one = attempt(
+        NET,
+        Damage(Drop(0.0), RandomUnits(kinds=("neuron", "branch"))),
+        1.0,
+        Schedule(flow, 2),
+        TASK,
+        within=updates(20),
+        criterion=Criterion(0.1, 3, 1),
+    )
+    assert [look.validation for look in one.looks[: one.hit]][1:] == [1.0] * 10
+    assert one.last_hit.backward_passes == 10
+    assert not one.rescued
 
 
 def test_a_lesion_that_does_no_harm_is_rescued_at_no_cost() -> None:

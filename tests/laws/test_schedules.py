@@ -16,7 +16,7 @@ from planaria.core.motion import Budget, Cost, Moment, after, examples, multiply
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
-from planaria.damage.faults import Silence
+from planaria.damage.faults import Noise, Silence
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits
 from planaria.repair.refit import Refit, Sidecar
 from planaria.repair.regrow import Regrow
@@ -60,8 +60,13 @@ def test_the_same_seed_is_the_same_attempt_and_another_is_not() -> None:
 @pytest.mark.parametrize("bites", [2, 3, 7])
 def test_the_lesion_of_a_schedule_is_the_batch_lesion(fault: object, bites: int) -> None:
     damage = Damage(fault, RandomUnits())  # type: ignore[arg-type]
-    whole = tried(leave, damage)
-    assert state(tried(Schedule(leave, bites), damage).network) == state(whole.network)
+    whole, bitten = tried(leave, damage).network, tried(Schedule(leave, bites), damage).network
+    if not isinstance(fault, Noise):
+        assert state(bitten) == state(whole)
+    # Noise is relative to the size of the weights at the time of the hit: the place is the same, the size is not.
+    assert state(bitten)[1] == state(whole)[1]
+    for name, weight in trained("clouds")[0].weights.items():
+        assert torch.equal(bitten.weights[name] != weight, whole.weights[name] != weight)
 
 
 @pytest.mark.parametrize("site", [RandomUnits(Dose("units")), RandomUnits(per_layer=True), RandomEntries()], ids=repr)
@@ -89,7 +94,7 @@ def test_every_repair_meets_the_same_lesion() -> None:
             assert len({a.units_deleted for a in cell}) == 1
 
 
-@pytest.mark.parametrize("bites", [2, 3, 5, 10])
+@pytest.mark.parametrize("bites", [3, 10])
 @pytest.mark.parametrize("of", ["backward_passes", "examples", "multiply_adds", "moments"])
 def test_batch_and_iterative_repair_spend_the_same(bites: int, of: str) -> None:
     step = next(iter(retrain()(trained("clouds")[0], stream(0, "x")))).cost
@@ -184,6 +189,11 @@ def test_a_passing_fault_hits_once() -> None:
     net = trained("clouds")[0]
     damage = Damage(Silence(lasting=False), RandomUnits())
     one = tried(Schedule(lift, 2), damage, 0.6)
-    early = damage.site.select(net, 0.3, stream(0, "lesion")).all
-    for name, hit in early.items():
-        assert bool((one.network.weights[name][hit] == 2.0).all()), "hit, lifted twice"
+    early, whole = (damage.site.units(net, dose, stream(0, "lesion")) for dose in (0.3, 0.6))  # type: ignore[attr-defined]
+    anatomy = Anatomy.of(net)
+    late = anatomy.entries(set(whole) - set(early)).all
+    for name, hit in anatomy.entries(early).all.items():
+        alone = hit & ~late.get(name, torch.zeros_like(hit))
+        assert bool((one.network.weights[name][alone] == 2.0).all()), "hit, lifted twice"
+    for name, hit in late.items():
+        assert bool((one.network.weights[name][hit] == 1.0).all()), "hit last, lifted once"

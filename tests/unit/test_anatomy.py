@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cases import NETWORKS, randomise
-from planaria.core.anatomy import KINDS, Anatomy, Check, Unit
+from planaria.core.anatomy import KINDS, Anatomy, Check, Unit, silence
 from planaria.core.errors import AnatomyError
 from planaria.core.network import Network
+from planaria.core.streams import stream
 
 
 def test_units_are_addressed_by_the_name_of_their_layer() -> None:
@@ -46,7 +49,7 @@ def test_by_default_branches_are_left_out_unless_there_is_nothing_else() -> None
             super().__init__()
             self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor) -> Tensor:
             return self.head(x + self.a(x))
 
     only = Anatomy.of(Network.of(OnlyBranches(), torch.randn(2, 4)))
@@ -130,12 +133,12 @@ def test_verify_reports_what_it_tried() -> None:
 
 
 class MaxOverTime(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x.max(1).values
 
 
 class MeanOverTime(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
 
 
@@ -211,3 +214,91 @@ def test_other_forms_of_network_are_exact_too_or_named(form: str) -> None:
     first = next(iter(net.weights)).rpartition(".")[0]
     assert (first in {unit.layer for unit in anatomy.units()}) == (form not in WITHOUT)
     assert WITHOUT.get(form, "") in anatomy.unreached.get(first, "")
+
+
+# ------------------------------------------------------------------------- what happens to an activation in place
+
+
+class InPlace(nn.Module):
+    """A hidden layer whose activation is worked on by a function before it is read."""
+
+    def __init__(self, work: Callable[[InPlace, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.act, self.b, self.h = nn.Linear(6, 4), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 3)
+        self.work = work
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.work(self, x, self.act(self.a(x))))
+
+
+def scale_a_slice(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    y[:, :2].mul_(2.0)
+    return y
+
+
+def add_to_a_slice(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    y[:, :2] += net.b(x)[:, :2]
+    return y
+
+
+def fill_a_slice(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    y[:, 0] = 0.5
+    return y
+
+
+def write_into_a_buffer(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    out = y.new_zeros(len(y), 4)
+    out[:, :3] = y[:, 1:]
+    return out
+
+
+def fill_where(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    return y.masked_fill(x[:, :1] > 0, 0.7)
+
+
+def rectify_through_a_view(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    y.view(-1, 2, 2).clamp_(max=0.3)
+    return y
+
+
+def read_a_number_off(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    return y / (1.0 + float(y.detach().max()))
+
+
+def repeat_and_cut(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([y, y], 1)[:, 2:6]
+
+
+def read_by_another_too(net: InPlace, x: Tensor, y: Tensor) -> Tensor:
+    return y.flip(1) * torch.sigmoid(net.h(y).sum(1, keepdim=True))
+
+
+WORK = [
+    scale_a_slice, add_to_a_slice, fill_a_slice, write_into_a_buffer, fill_where, rectify_through_a_view,
+    read_a_number_off, repeat_and_cut, read_by_another_too,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+@pytest.mark.parametrize("count", [1, 4])
+def test_units_are_exact_or_named_whatever_happens_to_their_activation(
+    work: Callable[[InPlace, Tensor, Tensor], Tensor], count: int
+) -> None:
+    model = InPlace(work)
+    randomise(model, 1)
+    rng = stream(0, "in")
+    net = Network.of(model, torch.randn(count, 6, generator=rng))
+    inputs = torch.randn(5, 6, generator=rng)
+    anatomy = Anatomy.of(net)
+    anatomy.verify(net, inputs)
+    units = [unit for unit in anatomy.units() if unit.layer == "a"]
+    assert bool(units) != ("a" in anatomy.unreached)
+    for unit in units:
+        module = net.to_module()
+        module.act.register_forward_hook(  # type: ignore[union-attr, operator]
+            lambda m, args, out, index=unit.index: out * (torch.arange(4) != index)
+        )
+        with torch.no_grad():
+            wanted = module(inputs)
+        slices = anatomy.entries([unit])
+        assert torch.allclose(silence(net, slices.all)(inputs), wanted, atol=1e-5)

@@ -122,9 +122,9 @@ def test_example_inputs_are_a_copy_of_a_few_rows_and_given_once() -> None:
 
 def test_unknown_names_and_other_shapes_are_refused() -> None:
     net = NETWORKS["mlp-relu"].network()
-    with pytest.raises(InputError, match=r"with_weights\('0\.biass'\).*name of a weight"):
+    with pytest.raises(InputError, match=r"with_weights.*0\.biass"):
         net.with_weights({"0.biass": torch.zeros(7)})
-    with pytest.raises(InputError, match=r"shape \(7,\).*shape \(6,\)"):
+    with pytest.raises(InputError, match=r"0\.bias.*7.*6"):
         net.with_weights({"0.bias": torch.zeros(6)})
     with pytest.raises(InputError, match="nowhere"):
         net.with_weights({}, {"nowhere": torch.zeros(1)})

@@ -124,16 +124,20 @@ def test_training_works_inside_no_grad() -> None:
     assert inside.sha256 == after(Retrain(CASE.task(), SGD(0.1), batch=8), CASE.network(), 3).sha256
 
 
-@pytest.mark.parametrize("how", ["pinned", "frozen by the user"])
-def test_a_network_with_nothing_to_train_stays_as_it_is_and_pays_all_the_same(how: str) -> None:
+def test_a_network_with_every_entry_pinned_stays_as_it_is_and_pays_all_the_same() -> None:
     net = CASE.network()
-    if how == "pinned":
-        net = net.pin({name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items()})
-    else:
-        net = Network.of(CASE.build().requires_grad_(False), CASE.inputs(3))
+    net = net.pin({name: torch.ones_like(w, dtype=torch.bool) for name, w in net.weights.items()})
     moment = settle(Retrain(CASE.task(), SGD(0.5), batch=8), steps(3)).moment(net, stream(0, "x"))
     assert moment.network.sha256 == net.sha256
     assert moment.cost.backward_passes == 3
+
+
+def test_a_model_that_was_frozen_as_a_whole_for_inference_can_be_retrained() -> None:
+    frozen = Network.of(CASE.build().requires_grad_(False), CASE.inputs(3))
+    flow = Retrain(CASE.task(), SGD(0.5), batch=8)
+    assert after(flow, frozen, 2).sha256 == after(flow, CASE.network(), 2).sha256 != frozen.sha256
+    module = after(flow, frozen, 2).to_module()
+    assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_gradients_from_one_step_do_not_leak_into_the_next() -> None:

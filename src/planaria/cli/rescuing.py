@@ -171,7 +171,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     spread = inputs.numbers("--doses", CURVE, float) if relative else doses
     count = (2 if quick else 5) if options.seeds is None else options.seeds
     seeds = tuple(range(subject.seed, subject.seed + count))
-    draws = options.draws or (5 if quick else 20)
+    draws = 1 if options.order != "random" else options.draws or (5 if quick else 20)
     criterion = Criterion(options.tolerance, options.consecutive, options.every)
     identity = {
         **prepared.identity(),
@@ -305,7 +305,7 @@ class _Rescues:
         repaired = [row for row in rows if row["repair"] != "none"]
         if not repaired:
             return None
-        row = max(repaired, key=lambda r: (r["rescued"], r["dose"], r["validation_after"]))
+        row = max(repaired, key=lambda r: (r["rescued"], r["dose"], _order(r["validation_after"])))
         path = self.run.folder / BEST
         mark = self.run.id(what="best", of=self._mark(row["repair"], row["dose"], row["seed"]))
         if not (path.exists() and mark in self.run.ledger):
@@ -335,6 +335,10 @@ class _Rescues:
             baseline=self.run.baseline,
             damaged=damaged,
         )
+
+
+def _order(score: float | None) -> float:
+    return -math.inf if score is None else score
 
 
 def _show(document: dict[str, Any], screen: Screen) -> None:

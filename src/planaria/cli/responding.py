@@ -40,7 +40,8 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     damage = _damage(sketch, options)
     text = ("0:1:11" if subject.quick else "0:1:21") if options.doses is None else options.doses
     doses = inputs.curve_doses(damage, inputs.numbers("--doses", text, float))
-    draws = options.draws or (5 if subject.quick else 20)
+    # A fixed order has one curve, however often it is drawn.
+    draws = 1 if options.order != "random" else options.draws or (5 if subject.quick else 20)
     seeds = tuple(range(subject.seed, subject.seed + options.seeds))
     identity = {
         **prepared.identity(),

@@ -14,9 +14,10 @@ from typing import Any
 from planaria.campaign.files import LEDGER, MANIFEST, check_folder, run_folder, write_atomic
 from planaria.campaign.ledger import Ledger, strong_id
 from planaria.cli import inputs
-from planaria.cli.screen import Screen, plain, surroundings
+from planaria.cli.screen import Screen, surroundings
 from planaria.core.network import Network
 from planaria.damage.damage import Damage
+from planaria.measure.statistics import finite
 from planaria.measure.task import Task
 from planaria.measure.weights import load_weights, pack_weights
 from planaria.report.page import render
@@ -86,7 +87,7 @@ class Run:
 
     def finish(self, document: dict[str, Any]) -> None:
         """Write table, result, report and manifest; each whole or not at all, the manifest last."""
-        safe = plain(document)
+        safe = finite(document)
         write_atomic(self.folder / "results.csv", table(safe["rows"]))
         write_json(self.folder / "result.json", safe)
         write_atomic(self.folder / "report.html", render(safe, folder=self.folder))
@@ -182,4 +183,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write plain values as indented JSON, atomically."""
-    write_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import signal
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from planaria.measure.statistics import finite
 from planaria.version import version
 
 PLAIN_EVERY = 30.0
@@ -81,7 +81,7 @@ class Screen:
     def document(self, document: dict[str, Any]) -> None:
         """Print the document, if asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(document), allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(finite(document), allow_nan=False) + "\n")
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Steps]:
@@ -145,17 +145,6 @@ class Steps:
             self._screen.say(f"{self._done} of {self._total} {self._what}")
         if self._screen.asked and self._done < self._total:
             raise Stopped(128 + self._screen.asked)
-
-
-def plain(value: Any) -> Any:
-    """Value for JSON: NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def surroundings(threads: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Slices:
         return either(either(self.incoming, self.scale), either(self.shift, self.outgoing))
 
     def without(self, other: Slices) -> Slices:
-        """These entries less those of another lesion, role by role."""
+        """These entries less those of another lesion, role by role (an edge between a unit of each stays)."""
         return Slices(
             remove(self.incoming, other.incoming),
             remove(self.scale, other.scale),

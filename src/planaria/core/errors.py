@@ -33,6 +33,10 @@ class PlanariaError(Exception):
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
         super().__init__(f"{where}: expected {expected}, got {got}. {remedy}".rstrip())
 
+    def __reduce__(self) -> tuple[type[PlanariaError], tuple[object, ...]]:
+        """Errors of worker processes arrive whole."""
+        return type(self), (self.where, self.expected, self.got, self.remedy)
+
 
 class InputError(PlanariaError, ValueError):
     """A value from the user is unusable (exit code 2)."""

@@ -116,6 +116,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
         total.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        # A copy, since a single number seen through a larger shape counts as contiguous and still cannot be viewed.
-        total.update(tensor.reshape(-1).clone().view(torch.uint8).numpy().tobytes())
+        # Copied, since a number seen through a larger shape counts as contiguous and still has no bytes of its own.
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.reshape(-1))
+        total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -80,6 +80,7 @@ class StuckAt:
 
         Raises:
             AnatomyError: If a unit has no bias to hold the constant.
+            InputError: If the weights' type cannot hold it.
         """
         del rng
         if slices.unshifted:
@@ -89,6 +90,10 @@ class StuckAt:
                 "none",
                 "Tap the layer, tap(net, [layer]), and damage the tap.",
             )
+        for name in slices.shift:
+            limit = torch.finfo(net.weights[name].dtype).max
+            if abs(self.value) > limit:
+                raise InputError("StuckAt.value", f"at most {limit:g}, which is all {name!r} can hold", self.value)
         inert = silence(net, either(slices.incoming, slices.scale))
         stuck = inert.with_weights(
             {name: inert.weights[name].masked_fill(hit, self.value) for name, hit in slices.shift.items()}

@@ -253,7 +253,13 @@ def read_python(spec: str) -> Raw:
     or score say otherwise.
     """
     where = f"py:{spec}"
-    value = called(user_callable(spec, where), where)
+    with torch.random.fork_rng(devices=[]):
+        # A shuffling loader must give the same order every time, or the same command would never resume.
+        torch.default_generator.manual_seed(0)
+        return _python(called(user_callable(spec, where), where), where)
+
+
+def _python(value: object, where: str) -> Raw:
     if isinstance(value, Task):
         return Raw(
             value.splits,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,20 @@ class Estimate:
             {'low': 120.0, 'best': 183.0, 'high': None}
         """
         return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
+
+def finite(value: Any) -> Any:
+    """Nested plain values with every float that is not finite replaced by None, as JSON needs it.
+
+    Example:
+        >>> finite({"score": [1.0, -math.inf]})
+        {'score': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def numpy_generator(rng: torch.Generator) -> np.random.Generator:

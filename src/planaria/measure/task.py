@@ -162,7 +162,7 @@ class Task:
         parts = []
         with torch.no_grad(), _eval_mode(net):
             for batch in torch.split(data.inputs, FORWARD_BATCH):
-                out = net(batch)
+                out = self._forward(net, batch)
                 if not isinstance(out, Tensor) or out.ndim == 0 or len(out) != len(batch):
                     raise InputError(
                         "network",
@@ -172,6 +172,19 @@ class Task:
                     )
                 parts.append(out)
         return torch.cat(parts)
+
+    def _forward(self, net: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        try:
+            return net(batch)
+        except (RuntimeError, IndexError, TypeError, ValueError) as problem:
+            if isinstance(problem, InputError) or "memory" in str(problem):
+                raise
+            raise InputError(
+                f"network on task {self.name!r}",
+                f"one that takes {batch.dtype} inputs of shape {list(batch.shape[1:])}",
+                f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}",
+                "Bring the task's inputs to the shape the network was trained on.",
+            ) from problem
 
     def score(self, net: Callable[[Tensor], Tensor], data: Data | None = None) -> float:
         """Score of the network on the test split, or on `data`. A score of NaN is reported as -inf."""

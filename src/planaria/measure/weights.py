@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -111,7 +112,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise UnsafeError(
             f"{path}",
             "plain tensors",
-            f"a pickle that needs more: {_short(problem)}",
+            f"a pickle that needs more: {_wanted(problem)}",
             "Save only the state dict, torch.save(model.state_dict(), ...), or use safetensors.",
         ) from problem
     except Exception as problem:  # a damaged archive surfaces as almost any error
@@ -133,6 +134,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         got = f"{type(loaded[strange[0]]).__name__} under {strange[0]!r}"
         raise InputError(f"{path}", expected, got, "Save the state dict alone.")
     return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def _wanted(problem: BaseException) -> str:
+    """What a refused pickle would have brought in; torch's own advice, to load it all the same, is left out."""
+    found = re.search(r"(?:GLOBAL |global: |class )[`'\"]?([\w.]+)", str(problem))
+    return f"unsupported {found[1] if found else 'objects'}"
 
 
 def _short(problem: BaseException) -> str:

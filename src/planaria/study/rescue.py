@@ -8,6 +8,7 @@ has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -21,7 +22,7 @@ from planaria.core.motion import Budget, Cost, Flow, Moment, updates, within
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
-from planaria.measure.statistics import Estimate, kaplan_meier, mean_interval
+from planaria.measure.statistics import Estimate, finite, kaplan_meier, mean_interval
 from planaria.measure.task import Task
 
 ROUNDING = 1e-9
@@ -166,9 +167,9 @@ class Attempt:
         return self.looks[-1].validation
 
     def row(self) -> dict[str, Any]:
-        """The attempt as plain numbers, without the network."""
+        """The attempt as plain values, without the network; scores that are not finite become None."""
         rescue = self.rescue_cost
-        return {
+        row: dict[str, Any] = {
             "repair": self.repair,
             "dose": self.dose,
             "seed": self.seed,
@@ -195,6 +196,7 @@ class Attempt:
                 for look in self.looks
             ],
         }
+        return finite(row)
 
 
 @dataclass(frozen=True)
@@ -402,7 +404,8 @@ def _summary(
     repair: str, dose: float, rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None
 ) -> dict[str, Any]:
     def mean(key: str) -> dict[str, float | None]:
-        return mean_interval([row[key] for row in rows], within=bounds).to_dict()
+        values = [-math.inf if row[key] is None else row[key] for row in rows]
+        return mean_interval(values, within=bounds).to_dict()
 
     def median(key: str, total: str) -> dict[str, float | None] | None:
         seen = [row[key] is not None for row in rows]

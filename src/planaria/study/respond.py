@@ -17,6 +17,7 @@ from planaria.measure.statistics import (
     Estimate,
     area,
     dose_of_loss,
+    finite,
     half_dose,
     mean_interval,
     numpy_generator,
@@ -91,7 +92,7 @@ class Response:
     def to_dict(self) -> dict[str, Any]:
         """The curve and its summary as plain numbers."""
         critical = self.critical
-        return {
+        record = {
             "doses": list(self.doses),
             "mean": [estimate.best for estimate in self.mean],
             "low": [estimate.to_dict()["low"] for estimate in self.mean],
@@ -106,6 +107,8 @@ class Response:
             "critical_dose": None if critical.estimate is None else critical.estimate.to_dict(),
             "critical_verdict": critical.verdict,
         }
+        plain: dict[str, Any] = finite(record)
+        return plain
 
     def __str__(self) -> str:
         lines = [f"dose ({self.unit})  score"]

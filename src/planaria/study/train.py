@@ -71,7 +71,7 @@ def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tup
         >>> from planaria.measure.datasets import task
         >>> net, record = train(nn.Linear(64, 10), task("digits"), Recipe(1))
         >>> record["updates"]
-        33
+        8
     """
     net = Network.of(model, task.train.inputs)
     number = max(1, recipe.epochs * len(task.train) // recipe.batch)
