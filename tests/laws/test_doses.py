@@ -183,6 +183,13 @@ def test_passing_faults_leave_units_alive_and_plastic() -> None:
         assert dead_units(hurt) == set()
 
 
+def test_a_unit_at_zero_that_may_still_move_is_alive() -> None:
+    net = NETWORKS["mlp-gelu-no-bias"].network()
+    zeroed = Damage(Silence(lasting=False), RandomUnits()).at(1.0)(net, stream(0, "x"))
+    assert bool((zeroed.weights["0.weight"] == 0).all())
+    assert dead_units(zeroed) == set()
+
+
 def test_per_layer_doses_take_the_same_share_of_every_layer() -> None:
     net = NETWORKS["cnn-batchnorm"].network()
     dead = Anatomy.of(net).dead(Damage(Silence(), RandomUnits(per_layer=True)).at(0.5)(net, stream(0, "x")))

@@ -127,11 +127,14 @@ def test_noise_has_the_stated_size_relative_to_the_tensor() -> None:
 def test_noise_leaves_the_dead_dead() -> None:
     net = NETWORKS["mlp-relu"].network()
     dead = Damage(Silence(), RandomUnits()).at(0.5)(net, stream(0, "x"))
-    noisy = Damage(Noise(2.0), RandomEntries()).at(1.0)(dead, stream(1, "x"))
-    for name, plasticity in dead.plasticity.items():
-        assert torch.equal(noisy.weights[name][plasticity == 0], dead.weights[name][plasticity == 0])
     anatomy = Anatomy.of(net)
-    assert anatomy.living(noisy) == anatomy.living(dead)
+    # Living units have edges to dead ones, which are zero for good.
+    for site in (RandomEntries(), RandomUnits()):
+        noisy = Damage(Noise(2.0), site).at(1.0)(dead, stream(1, "x"))
+        assert noisy.sha256 != dead.sha256
+        for name, plasticity in dead.plasticity.items():
+            assert torch.equal(noisy.weights[name][plasticity == 0], dead.weights[name][plasticity == 0])
+        assert anatomy.living(noisy) == anatomy.living(dead)
 
 
 def test_stronger_noise_is_the_same_noise_scaled() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
+import torch
 from torch import nn
 
 from cases import NETWORKS, trained
@@ -14,6 +16,8 @@ from planaria.core.network import Network
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Noise, Silence
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits
+from planaria.measure.scores import Score
+from planaria.measure.task import Data, Task
 from planaria.study.respond import checked_doses, collect, iter_respond, respond
 
 SILENT = Damage(Silence(), RandomUnits())
@@ -49,6 +53,25 @@ def test_adding_doses_does_not_change_the_others() -> None:
     one = respond(net, SILENT, task, doses=[0.4], draws=3)
     two = respond(net, SILENT, task, doses=[0.2, 0.4, 0.6], draws=3)
     assert [row[1] for row in one.scores] == [row[2] for row in two.scores]
+
+
+def test_lesions_of_one_order_are_nested() -> None:
+    model = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+        model[2].weight.copy_(2.0 ** torch.arange(6))
+    # The score is then a binary number whose digits say which units are alive.
+    data = Data(torch.ones(4, 1), torch.zeros(4))
+    living = Score("living", lambda outputs, targets: float(outputs.mean()), lambda targets: 0.0)
+    task = Task("binary", data, data, data, nn.functional.mse_loss, living, None)
+    damage = Damage(Silence(), RandomUnits(Dose("units")))
+    curve = respond(Network.of(model, data.inputs), damage, task, doses=range(7), draws=5)
+    for row in curve.scores:
+        alive = [{i for i in range(6) if int(score) >> i & 1} for score in row]
+        assert [len(units) for units in alive] == [6, 5, 4, 3, 2, 1, 0]
+        assert all(later < earlier for earlier, later in pairwise(alive))
+    assert len(set(curve.scores)) > 1
 
 
 def test_points_come_one_by_one_and_collect_to_the_same_curve() -> None:

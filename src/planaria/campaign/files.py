@@ -128,6 +128,7 @@ def check_folder(path: Path | str, settings: Mapping[str, object], *, fresh: boo
 
     Raises:
         InputError: The folder is not ours, or was started with other settings.
+        EnvironmentProblem: The folder is not there and cannot be made.
 
     Example:
         >>> check_folder("a-folder-that-does-not-exist", {"seeds": 5})
@@ -135,6 +136,9 @@ def check_folder(path: Path | str, settings: Mapping[str, object], *, fresh: boo
     folder = Path(path)
     another = "Give another folder with --out."
     if not os.path.lexists(folder):
+        above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise EnvironmentProblem(str(folder), "a folder that can be made", f"no way into {above}", another)
         return
     if not folder.is_dir():
         raise InputError(str(folder), "a folder for the results", "a file", another)

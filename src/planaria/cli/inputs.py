@@ -7,7 +7,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def prepare(subject: Subject) -> Prepared:
         if subject.train_epochs is not None:
             if subject.train_epochs < 1:
                 raise InputError("--train-epochs", "a number of at least 1", subject.train_epochs)
-            recipe = Recipe(subject.train_epochs, recipe.rate, recipe.batch)
+            recipe = replace(recipe, epochs=subject.train_epochs)
     return Prepared(subject, task.to(device) if device.type != "cpu" else task, model.to(device), recipe, digest)
 
 

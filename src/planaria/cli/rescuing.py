@@ -16,6 +16,7 @@ from planaria.cli import inputs
 from planaria.cli.repairs import MEANINGS, Settings, build_repairs, checked_names
 from planaria.cli.running import BEST, Run, begin, files, folder_for
 from planaria.cli.screen import Screen, Stopped
+from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Budget, Flow, multiply_adds
@@ -111,6 +112,14 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
     net, task = current.net, current.task
     damage = _damage(net, options)
     repairs, sidecar = build_repairs(plan.names, net, task, plan.settings)
+    deaf = _unread(net, damage) if any(name.startswith("refit") for name in plan.names) else ()
+    if deaf:
+        note = (
+            f"The sidecar refit cannot repair units that no weights of their own are read by: {', '.join(deaf)}. "
+            "There it leaves the network as it is; sequential and retrain work."
+        )
+        current.document["warnings"].append(note)
+        screen.warn(note)
     rescues = _Rescues(current, plan, damage, repairs, _budget(net, task, plan))
     response = current.response(damage, plan.curve, plan.draws, (plan.prepared.subject.seed,), screen)
     rows = rescues.rows(screen)
@@ -335,6 +344,14 @@ class _Rescues:
             baseline=self.run.baseline,
             damaged=damaged,
         )
+
+
+def _unread(net: Network, damage: Damage) -> tuple[str, ...]:
+    """Layers that the damage hits and whose units have no outgoing entries."""
+    hit = damage.at(1.0)(net, stream(0, "reach")) if damage.site.dose.relative else net
+    anatomy = Anatomy.of(net)
+    dead = anatomy.dead(hit)
+    return tuple(g.layer for g in anatomy.groups if bool(dead[g.layer].any()) and not g.owners["outgoing"])
 
 
 def _order(score: float | None) -> float:

@@ -51,7 +51,9 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
     modules = dict(net.module.named_modules())
     for layer in layers:
         if layer not in modules or layer == "":
-            raise AnatomyError(f"layer {layer!r}", "the name of a module", "none of that name", nearest(layer, modules))
+            raise AnatomyError(
+                f"layer {layer!r}", "the name of a module", "none of that name", nearest(layer, filter(None, modules))
+            )
     module = copy.deepcopy(net.module)
     modules = dict(module.named_modules())
     seen: dict[str, Tensor] = {}

@@ -54,7 +54,7 @@ def user_callable(spec: str, where: str) -> Callable[[], object]:
         ) from problem
     except (Exception, SystemExit) as problem:
         raise InputError(
-            where, f"{place} to import", _said(problem), "Correct it there; --debug shows the traceback."
+            where, f"{place} to import", _said(problem), "Correct it there; `planaria --debug ...` shows the traceback."
         ) from problem
     found: Any = module
     for part in name.split("."):
@@ -80,7 +80,10 @@ def called(function: Callable[[], object], where: str) -> object:
         raise
     except (Exception, SystemExit) as problem:
         raise InputError(
-            where, "a function that runs without arguments", _said(problem), "--debug shows the traceback."
+            where,
+            "a function that runs without arguments",
+            _said(problem),
+            "`planaria --debug ...` shows the traceback.",
         ) from problem
 
 

@@ -65,7 +65,8 @@ class Criterion:
 class Schedule:
     """Damage in bites with a repair after each: (repair o damage)^bites, total lesion and total budget fixed.
 
-    One bite is batch repair; as many bites as units is the paper's iterative damage-repair, one unit per event.
+    One bite is batch repair; as many bites as units is the paper's iterative damage-repair, one unit per event. Entries
+    are hit once. (Noise is relative to the weights at the time of the hit, so in bites it is not quite the same noise.)
 
     Args:
         flow: The repair.

@@ -23,18 +23,20 @@ class Recipe:
         epochs: Passes over the training split.
         rate: Initial rate per update.
         batch: Examples per update.
+        decay: Weight decay.
 
     Raises:
         InputError: If one of them is not positive.
 
     Example:
         >>> Recipe(epochs=3)
-        Recipe(epochs=3, rate=0.1, batch=128)
+        Recipe(epochs=3, rate=0.1, batch=128, decay=0.0)
     """
 
     epochs: int
     rate: float = 0.1
     batch: int = 128
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
@@ -52,7 +54,8 @@ class Recipe:
         if convolutional:
             epochs = max(3, min(30, 100_000 // rows))
         rate = (0.02 if convolutional else 0.1) if task.classes else 0.01
-        return Recipe(max(1, epochs // 3) if quick else epochs, rate, 128 if rows >= 5000 else 32)
+        batch, decay = 128 if rows >= 5000 else 32, 0.0 if convolutional else 1e-4
+        return Recipe(max(1, epochs // 3) if quick else epochs, rate, batch, decay)
 
 
 def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tuple[Network, dict[str, Any]]:
@@ -75,7 +78,7 @@ def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tup
     """
     net = Network.of(model, task.train.inputs)
     number = max(1, recipe.epochs * len(task.train) // recipe.batch)
-    optimiser = SGD(recipe.rate, momentum=0.9)
+    optimiser = SGD(recipe.rate, momentum=0.9, decay=recipe.decay)
     flow = Retrain(task, optimiser, recipe.batch, horizon=number)
     moment = settle(flow, updates(number)).moment(net, stream(seed, "train"))
     record = {
