@@ -561,6 +561,16 @@ _FLOW_ROWS = (
 )
 FLOWS: dict[str, Row] = {row.name: row for row in _FLOW_ROWS}
 
+# The four flows that everything else is built from run on every network, all flows on a few very different ones.
+_EVERYWHERE = ("retrain-sgd", "regrow-retrain", "refit-sidecar", "refit-teacher")
+_VARIED = ("mlp-relu", "cnn-batchnorm", "dropout", "transformer-pre-norm", "tokens-tied")
+FLOWS_ON_NETWORKS: list[tuple[NetworkCase, Row]] = [
+    (case, row)
+    for case in NETWORKS.values()
+    for row in FLOWS.values()
+    if row.name in _EVERYWHERE or case.name in _VARIED
+]
+
 
 # ------------------------------------------------------------------------------------------------------ tasks
 

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,15 +74,9 @@ def test_help_version_and_completion_load_nothing_heavy(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == {}
 
 
-def test_help_as_a_process_is_quick(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = process(tmp_path, "-m", "planaria", "--help")
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0 and "Usage: planaria" in done.stdout
-    record_property("seconds of planaria --help", min(times))  # 0.4 on an idle machine; ten times that is wrong
-    assert min(times) < 4
+def test_help_works_as_a_process(tmp_path: Path) -> None:
+    done = process(tmp_path, "-m", "planaria", "--help")
+    assert done.returncode == 0 and "Usage: planaria" in done.stdout
 
 
 def test_the_version_is_said(tmp_path: Path) -> None:

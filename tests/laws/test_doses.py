@@ -21,7 +21,6 @@ from purity import state
 
 CASES = pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
 UNIT_SITES = [name for name in SITES if not name.startswith("entries")]
-FEW = settings(max_examples=6, deadline=None)
 
 
 def dead_units(net: Network) -> set[Unit]:
@@ -56,49 +55,50 @@ def test_noise_of_no_strength_is_the_identity_on_the_function(case: NetworkCase)
 
 
 @CASES
-@pytest.mark.parametrize("name", UNIT_SITES)
-def test_a_dose_counts_units(case: NetworkCase, name: str) -> None:
-    net, site = case.network(), SITES[name](case)
+def test_a_dose_counts_units(case: NetworkCase) -> None:
+    net = case.network()
     anatomy = Anatomy.of(net)
-    kinds = anatomy.kinds if "ranked" in name else getattr(site, "kinds", None)
-    groups = anatomy.select(kinds, getattr(site, "layers", None))
-    pools = [[g] for g in groups] if getattr(site, "per_layer", False) else [list(groups)]
-    for amount in amounts(site.dose, sum(g.count for g in groups)):
-        chosen = set(site.units(net, amount, stream(1, "x")))  # type: ignore[attr-defined]
-        for pool in pools:
-            total = sum(g.count for g in pool)
+    for name in UNIT_SITES:
+        site = SITES[name](case)
+        kinds = anatomy.kinds if "ranked" in name else getattr(site, "kinds", None)
+        groups = anatomy.select(kinds, getattr(site, "layers", None))
+        pools = [[g] for g in groups] if getattr(site, "per_layer", False) else [list(groups)]
+        for amount in amounts(site.dose, sum(g.count for g in groups)):
+            chosen = set(site.units(net, amount, stream(1, "x")))  # type: ignore[attr-defined]
+            for pool in pools:
+                total = sum(g.count for g in pool)
+                expected = math.floor(amount * total + 0.5) if site.dose.relative else min(int(amount), total)
+                assert sum(unit.layer in {g.layer for g in pool} for unit in chosen) == expected, name
+            dead = dead_units(Damage(Silence(), site).at(amount)(net, stream(1, "x")))
+            assert chosen <= dead, name
+            assert all(cut_off(net, unit, chosen) for unit in dead - chosen), name
+
+
+@CASES
+def test_a_dose_counts_entries(case: NetworkCase) -> None:
+    net = case.network()
+    for name in set(SITES) - set(UNIT_SITES):
+        site = SITES[name](case)
+        everything = site.select(net, 1.0 if site.dose.relative else 10**9, stream(0, "x")).all
+        total = sum(int(hit.sum()) for hit in everything.values())
+        assert 0 < total <= sum(w.numel() for w in net.weights.values() if w.ndim > 1)
+        for amount in amounts(site.dose, total):
+            hurt = Damage(Silence(), site).at(amount)(net, stream(1, "x"))
+            pinned = {n: p == 0 for n, p in hurt.plasticity.items() if "tap_" not in n}
             expected = math.floor(amount * total + 0.5) if site.dose.relative else min(int(amount), total)
-            assert sum(unit.layer in {g.layer for g in pool} for unit in chosen) == expected
-        dead = dead_units(Damage(Silence(), site).at(amount)(net, stream(1, "x")))
-        assert chosen <= dead
-        assert all(cut_off(net, unit, chosen) for unit in dead - chosen)
+            assert sum(int(hit.sum()) for hit in pinned.values()) == expected, name
+            assert all(bool((hurt.weights[n][hit] == 0).all()) for n, hit in pinned.items())
 
 
 @CASES
-@pytest.mark.parametrize("name", [name for name in SITES if name.startswith("entries")])
-def test_a_dose_counts_entries(case: NetworkCase, name: str) -> None:
-    net, site = case.network(), SITES[name](case)
-    total = sum(
-        int(hit.sum()) for hit in site.select(net, 10**9 if "count" in name else 1.0, stream(0, "x")).all.values()
-    )
-    matrices = sum(w.numel() for w in net.weights.values() if w.ndim > 1)
-    assert 0 < total <= matrices
-    for amount in amounts(site.dose, total):
-        hurt = Damage(Silence(), site).at(amount)(net, stream(1, "x"))
-        pinned = {n: p == 0 for n, p in hurt.plasticity.items() if "tap_" not in n}
-        expected = math.floor(amount * total + 0.5) if site.dose.relative else min(int(amount), total)
-        assert sum(int(hit.sum()) for hit in pinned.values()) == expected
-        assert all(bool((hurt.weights[n][hit] == 0).all()) for n, hit in pinned.items())
+def test_smaller_lesions_lie_inside_larger_ones(case: NetworkCase) -> None:
+    net = case.network()
+    sites = {name: make(case) for name, make in SITES.items()}
 
-
-@CASES
-@pytest.mark.parametrize("name", SITES)
-def test_smaller_lesions_lie_inside_larger_ones(case: NetworkCase, name: str) -> None:
-    net, site = case.network(), SITES[name](case)
-
-    @FEW
-    @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
-    def check(a: float, b: float, seed: int) -> None:
+    @settings(max_examples=20, deadline=None)
+    @given(st.sampled_from(sorted(sites)), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
+    def check(name: str, a: float, b: float, seed: int) -> None:
+        site = sites[name]
         low, high = sorted((a, b) if site.dose.relative else (float(int(a * 12)), float(int(b * 12))))
         small = site.select(net, low, stream(seed, "x")).all
         large = site.select(net, high, stream(seed, "x")).all

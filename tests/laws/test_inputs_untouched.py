@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cases import FLOWS, NETWORKS, OPERATORS, NetworkCase, Row, hurt, sidecar, teacher, trained
+from cases import FLOWS, FLOWS_ON_NETWORKS, NETWORKS, OPERATORS, NetworkCase, Row, hurt, sidecar, teacher, trained
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import AnatomyError
 from planaria.core.graph import trace
@@ -30,6 +30,7 @@ from planaria.study.train import Recipe, train
 from purity import fingerprint, state, untouched
 
 CASES = pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
+PAIRS = pytest.mark.parametrize(("case", "row"), FLOWS_ON_NETWORKS, ids=str)
 FLOW = pytest.mark.parametrize("row", FLOWS.values(), ids=str)
 
 
@@ -81,8 +82,7 @@ def test_an_operator_leaves_its_network_as_it_was(case: NetworkCase) -> None:
             operator(net, stream(3, "law"))
 
 
-@CASES
-@FLOW
+@PAIRS
 def test_a_flow_leaves_its_network_as_it_was(case: NetworkCase, row: Row) -> None:
     net, flow = hurt(case), row.make(case)
     with untouched(net, case.network(), case.task()):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cases import FLOWS, NETWORKS, NetworkCase, Row, hurt
+from cases import FLOWS_ON_NETWORKS, NETWORKS, NetworkCase, Row, hurt
 from planaria.core.anatomy import Anatomy, silence
 from planaria.core.motion import settle, steps
 from planaria.core.network import Network, law
@@ -20,7 +20,7 @@ from planaria.repair.regrow import Regrow
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
 
 CASES = pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
-FLOW = pytest.mark.parametrize("row", FLOWS.values(), ids=str)
+PAIRS = pytest.mark.parametrize(("case", "row"), FLOWS_ON_NETWORKS, ids=str)
 OPTIMISERS = {
     "sgd-momentum-decay": SGD(0.05, momentum=0.9, decay=0.1),
     "adam-decay": Adam(0.02, decay=0.1),
@@ -69,8 +69,7 @@ def test_pinned_entries_do_not_move_under_retraining(case: NetworkCase, optimise
     assert moved > 0.3 * free, "hardly anything was trained at all"
 
 
-@CASES
-@FLOW
+@PAIRS
 def test_pinned_entries_do_not_move_under_any_flow(case: NetworkCase, row: Row) -> None:
     damaged = hurt(case)
     dead = {name: p == 0 for name, p in damaged.plasticity.items()}

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cases import FLOWS, NETWORKS, OPERATORS, NetworkCase, Row, hurt
+from cases import FLOWS, FLOWS_ON_NETWORKS, NETWORKS, OPERATORS, NetworkCase, Row, hurt
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from purity import state, world
 
 CASES = pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
+PAIRS = pytest.mark.parametrize(("case", "row"), FLOWS_ON_NETWORKS, ids=str)
 FLOW = pytest.mark.parametrize("row", FLOWS.values(), ids=str)
 
 
@@ -47,8 +48,7 @@ def test_an_operator_is_decided_by_its_stream(case: NetworkCase) -> None:
             assert any(state(jumped(case, row, seed)) != first for seed in range(2, 8)), row
 
 
-@CASES
-@FLOW
+@PAIRS
 def test_a_flow_is_decided_by_its_stream(case: NetworkCase, row: Row) -> None:
     before = world()
     first = state(moved(case, row, 1))

@@ -9,7 +9,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -729,17 +728,14 @@ def test_modules_in_the_working_folder_are_found_and_the_path_is_left_as_it_was(
 # --------------------------------------------------------------------------------------------- real data
 
 
-def test_mnist_in_full_loads_fast(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_is_loaded_in_full(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANARIA_DATA", str(data_root))
-    start = time.process_time()
     mnist = task("mnist")
-    seconds = time.process_time() - start
     assert [len(data) for data in mnist.splits.values()] == [55_000, 5_000, 10_000]
     assert mnist.train.inputs.shape[1:] == (1, 28, 28)
     assert mnist.test.targets[:5].tolist() == [7, 2, 1, 0, 4]
     assert float(mnist.train.inputs.mean()) == pytest.approx(0.1307, abs=5e-4)
     assert mnist.chance == pytest.approx(0.1)
-    assert seconds < 1.5
 
 
 def test_the_loaders_import_no_library_before_it_is_needed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import time
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -32,11 +31,6 @@ def test_importing_the_package_loads_no_heavy_package() -> None:
     heavy = ("torch", "numpy", "scipy", "typer", "rich")
     code = f"import sys, planaria; print([m for m in {heavy} if m in sys.modules])"
     assert fresh_python(code) == "[]"
-
-
-def test_importing_the_package_takes_no_time() -> None:
-    code = "import time; t = time.perf_counter(); import planaria; print(time.perf_counter() - t)"
-    assert min(float(fresh_python(code)) for _ in range(3)) <= 0.15
 
 
 def test_listing_the_names_imports_nothing() -> None:
@@ -82,7 +76,7 @@ def test_the_version_is_the_one_of_the_project_file() -> None:
     assert version() in (declared, "0+source")
 
 
-def test_help_comes_at_once_and_without_torch() -> None:
+def test_help_comes_without_torch() -> None:
     code = (
         "import sys, contextlib, io\n"
         "sys.argv = ['planaria', '--help']\n"
@@ -92,10 +86,3 @@ def test_help_comes_at_once_and_without_torch() -> None:
         "print([m for m in ('torch', 'scipy', 'plotly') if m in sys.modules])\n"
     )
     assert fresh_python(code) == "[]"
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "planaria", "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    # 0.4 s is the promise on an idle machine; the bound leaves room for the test suite that runs beside it
-    assert min(seconds) <= 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from planaria.campaign.files import check_folder, write_atomic
 from planaria.cli import inputs
 from planaria.cli.repairs import MEANINGS, Settings, build_repairs, checked_names
-from planaria.cli.running import BEST, Run, begin, files, folder_for
+from planaria.cli.running import BEST, Run, announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError
@@ -235,18 +234,7 @@ def _announce(plan: Plan, screen: Screen) -> int:
     """What a dry run says."""
     task = plan.prepared.task
     net = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), plan.prepared.subject.taps)
-    start, ran = time.perf_counter(), 0
-    for _ in Retrain(task, plan.settings.build(), plan.settings.batch)(net, stream(0, "calibration")):
-        ran += 1
-        if time.perf_counter() - start > 2.0:
-            break
-    update = (time.perf_counter() - start) / ran
-    start = time.perf_counter()
-    task.score(net, task.validation)
-    validate = time.perf_counter() - start
-    start = time.perf_counter()
-    task.score(net)
-    test = time.perf_counter() - start
+    update, validate, test = pace(net, task, Retrain(task, plan.settings.build(), plan.settings.batch))
     gradient = [n for n in plan.names if n not in {"none", "refit", "sequential"}]
     cells = len(plan.doses) * len(plan.seeds)
     trials = cells * len(plan.names)
@@ -259,22 +247,15 @@ def _announce(plan: Plan, screen: Screen) -> int:
     estimate = number * update + looks * validate + (curve + 2 * trials) * test
     document = {
         "command": "rescue",
-        "schema": "planaria.plan.v1",
         "trials": trials,
         "evaluations": looks + curve + 2 * trials,
         "updates": number,
         "forward_passes": number + looks + curve + 2 * trials,
         "backward_passes": number,
         "seconds": round(estimate, 1),
-        "parameters_mib": round(net.parameters * 4 / 2**20, 2),
         "folder": str(plan.folder),
     }
-    if screen.as_json:
-        screen.document(document)
-    else:
-        for key, value in document.items():
-            screen.results.print(f"{key:<16} {value}", markup=False)
-    return 0
+    return announce(document, net, screen)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from planaria.campaign.files import check_folder
 from planaria.cli import inputs
-from planaria.cli.running import begin, files, folder_for
+from planaria.cli.running import announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.network import Network
 from planaria.damage.damage import Damage
+from planaria.repair.retrain import Retrain
 from planaria.study.respond import Response
 from planaria.version import version
 
@@ -57,7 +58,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     folder = screen.out or folder_for(subject, identity)
     check_folder(folder, identity, fresh=screen.fresh)
     if screen.dry_run:
-        return _announce(len(doses) * draws * len(seeds), str(folder), screen)
+        return _announce(prepared, sketch, len(doses) * draws * len(seeds), str(folder), screen)
     try:
         with begin(prepared, identity, folder, screen, options.expect) as current:
             damage = _damage(current.net, options)
@@ -105,19 +106,22 @@ def _rows(response: Response, draws: int, seeds: tuple[int, ...]) -> list[dict[s
     ]
 
 
-def _announce(evaluations: int, folder: str, screen: Screen) -> int:
+def _announce(prepared: inputs.Prepared, net: Network, evaluations: int, folder: str, screen: Screen) -> int:
+    """What a dry run says."""
+    task, recipe = prepared.task, prepared.recipe
+    batch = 32 if recipe is None else recipe.batch
+    update, _, test = pace(net, task, Retrain(task, batch=batch))
+    training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
     document = {
         "command": "respond",
-        "schema": "planaria.plan.v1",
         "evaluations": evaluations,
+        "updates": training,
+        "forward_passes": training + evaluations,
+        "backward_passes": training,
+        "seconds": round(training * update + evaluations * test, 1),
         "folder": folder,
     }
-    if screen.as_json:
-        screen.document(document)
-    else:
-        for key, value in document.items():
-            screen.results.print(f"{key:<16} {value}", markup=False)
-    return 0
+    return announce(document, net, screen)
 
 
 def _show(document: dict[str, Any], response: Response, screen: Screen) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from planaria.campaign.files import LEDGER, MANIFEST, check_folder, run_folder, write_atomic
 from planaria.campaign.ledger import Ledger, strong_id
 from planaria.cli import inputs
 from planaria.cli.screen import Screen, surroundings
+from planaria.core.motion import Flow
 from planaria.core.network import Network
+from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.measure.statistics import finite
 from planaria.measure.task import Task
@@ -26,6 +31,8 @@ from planaria.study.respond import Point, Response, collect, iter_respond
 from planaria.version import version
 
 INTACT, BEST = "intact.safetensors", "best.safetensors"
+REPORT_MIB = 7.0
+"""Usual size of report, ledger and tables; the report carries the plotting library."""
 _LEFT = ("results.csv", "result.json", "report.html", INTACT, BEST)
 
 
@@ -142,6 +149,46 @@ def begin(
     }
     with Ledger.open(folder / LEDGER) as ledger:
         yield Run(prepared, identity, folder, net, baseline, ledger, document, manifest)
+
+
+def pace(net: Network, task: Task, flow: Flow) -> tuple[float, float, float]:
+    """Seconds of one update, of scoring the validation split, and of scoring the test split, measured now.
+
+    Args:
+        net: The network, trained or not.
+        task: The task.
+        flow: Retraining; followed for two seconds.
+    """
+    start, ran = time.perf_counter(), 0
+    for _ in flow(net, stream(0, "calibration")):
+        ran += 1
+        if time.perf_counter() - start > 2.0:
+            break
+    update = (time.perf_counter() - start) / ran
+    marks = [time.perf_counter()]
+    for data in (task.validation, task.test):
+        task.score(net, data)
+        marks.append(time.perf_counter())
+    return update, marks[1] - marks[0], marks[2] - marks[1]
+
+
+def announce(plan: dict[str, Any], net: Network, screen: Screen) -> int:
+    """What a dry run says: the plan, and what it takes of memory and disk."""
+    now = psutil.Process().memory_info().rss
+    weights = net.parameters * 4 / 2**20
+    document = {
+        **plan,
+        "schema": "planaria.plan.v1",
+        # Loaded data and libraries are in it already; retraining holds weights, gradients, and the optimiser's state.
+        "memory_mib": round(now / 2**20 + 6 * weights),
+        "disk_mib": round(REPORT_MIB + 3 * weights, 1),
+    }
+    if screen.as_json:
+        screen.document(document)
+    else:
+        for key, value in document.items():
+            screen.results.print(f"{key:<16} {value}", markup=False)
+    return 0
 
 
 def folder_for(subject: inputs.Subject, identity: dict[str, Any]) -> Path:

@@ -251,7 +251,10 @@ def check_fit(model: nn.Module, task: Task) -> None:
         f"a network that takes {data.inputs.dtype} inputs of shape {list(data.inputs.shape[1:])}",
         "Add ?flat=1 to the task for a network of vectors, ?flat=0 for one of images, ?scale=raw for floats.",
     ):
-        outputs = task.outputs(copy.deepcopy(model).cpu(), data)
+        tried = copy.deepcopy(model).cpu().eval()
+        with torch.no_grad():
+            tried(data.inputs)  # for its own error; what it returns is judged below
+    outputs = task.outputs(tried, data)
     if task.classes is not None and (outputs.ndim < 2 or outputs.shape[1] < task.classes):
         got = f"outputs of shape {list(outputs.shape[1:])}"
         remedy = "Change the last layer, or the task."
