@@ -61,7 +61,8 @@ def main() -> None:
         hurt = Damage(Silence(), RandomUnits(per_layer=True)).at(dose)(net, stream(0, "lesion"))
         rows[dose] = timed(lambda hurt=hurt: next(Refit(sidecar)(hurt, stream(0, "refit"))))  # type: ignore[misc]
     document = {
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, 1 thread",
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
+        "threads": 1,
         "interpreter_s": round(bare, 4),
         "import_planaria_s": round(door, 4),
         "import_over_interpreter": round(door / bare, 2),

@@ -138,7 +138,7 @@ def check_folder(path: Path | str, settings: Mapping[str, object], *, fresh: boo
     if not os.path.lexists(folder):
         above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise EnvironmentProblem(str(folder), "a folder that can be made", f"no way into {above}", another)
+            raise EnvironmentProblem(str(folder), "a folder to write to", f"no way into {above}", another)
         return
     if not folder.is_dir():
         raise InputError(str(folder), "a folder for the results", "a file", another)
