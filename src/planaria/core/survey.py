@@ -1,54 +1,21 @@
-"""Survey: find the units in a trace.
-
-Labels (the unit that each entry of a tensor belongs to) are carried through the recorded operations: rearrangements
-are run on the labels themselves, so reshapes, permutations and concatenations need no rules of their own.
-"""
+"""Survey: find the units in a trace, layer by layer, and what silences each exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from planaria.core.follow import ROLES, End, Finding, descend, keeps_zero
 from planaria.core.graph import Call, Graph, Product, Value
+from planaria.core.heads import find_heads, join, name_of
 from planaria.core.network import Network
 from planaria.core.tap import GAIN, OFFSET
 
 OUTPUTS = "its outputs are the network's outputs"
 HEADS = "its outputs are queries, keys or values: its units are the attention heads"
 UNUSED = "its weights are not used on the example inputs"
-ROLES = ("incoming", "scale", "shift", "outgoing")
-
-
-@dataclass(eq=False)
-class Finding:
-    """A layer's units under construction; see `anatomy.Group` for the fields."""
-
-    layer: str
-    kind: str
-    count: int
-    owners: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {role: {} for role in ROLES})
-    gates: list[tuple[int, Tensor]] = field(default_factory=list)
-    first: int = 0
-    readers: tuple[str, ...] = ()
-    quiet: bool = True  # zero incoming entries and shift make the activation zero
-    ends: list[End] = field(default_factory=list)
-    exact_by: str = ""
-    makers: set[int] = field(default_factory=set)
-
-
-@dataclass(eq=False)
-class End:
-    """Where an activation's labels stop: a product that reads it, or an operation that mixes units."""
-
-    at: int
-    what: str  # "read", "output", "residual", "attention" or the operation's name
-    product: Product | None = None
-    labels: Tensor | None = None
-    value: Value | None = None
 
 
 def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
@@ -58,7 +25,7 @@ def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
         Findings in the order of execution, and layer -> reason for the layers whose outputs are no units.
     """
     unreached: dict[str, str] = {}
-    heads = _heads(graph)
+    heads = find_heads(graph)
     made: dict[str, Finding] = {}
     for at, call in enumerate(graph.calls):
         product = call.product
@@ -73,20 +40,20 @@ def survey(graph: Graph, net: Network) -> tuple[list[Finding], dict[str, str]]:
     for finding in made.values():
         if any(end.what == "attention" for end in finding.ends):
             for head in heads:
-                _join(graph, head, finding)
+                join(graph, head, finding)
     found: dict[str, Finding] = {}
     for head in heads:
         _close(graph, head)
         if not (head.readers and head.exact_by):
             continue
-        head.layer = _common(head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)])
+        head.layer = name_of(head, [f.layer for f in made.values() if any(e.what == "attention" for e in f.ends)])
         while head.layer in found or head.layer in made:
             head.layer += ".heads"
         found[head.layer] = head
     for finding in made.values():
         reason = _close(graph, finding)
         if any(end.what == "attention" for end in finding.ends):
-            unreached[finding.layer] = "its outputs are queries, keys or values: its units are the attention heads"
+            unreached[finding.layer] = HEADS
         elif reason:
             unreached[finding.layer] = reason
         else:
@@ -168,7 +135,7 @@ def _climb(graph: Graph, finding: Finding, at: int, value: Value, labels: Tensor
         if not call.rearranges:
             gate = (at, labels)
     finding.gates.append(gate)
-    finding.ends.extend(_descend(graph, value, labels))
+    finding.ends.extend(descend(graph, value, labels))
 
 
 def _step(finding: Finding, call: Call, value: Value, labels: Tensor) -> tuple[Value, Tensor] | None:
@@ -195,7 +162,7 @@ def _step(finding: Finding, call: Call, value: Value, labels: Tensor) -> tuple[V
                 finding.owners["incoming"].update(before)
                 finding.owners["shift"] = {weights[0].weight: finding.owners["shift"][weights[0].weight]}
             return out, labels
-    finding.quiet = finding.quiet and _keeps_zero(call, value)
+    finding.quiet = finding.quiet and keeps_zero(call, value)
     return out, labels
 
 
@@ -219,85 +186,6 @@ def _normalise(finding: Finding, call: Call, out: Value, labels: Tensor) -> tupl
     owned = isinstance(scale, Value) and isinstance(shift, Value)
     finding.quiet = owned and _own(finding, "scale", scale, spread) and _own(finding, "shift", shift, spread)
     return out, labels
-
-
-def _keeps_zero(call: Call, value: Value) -> bool:
-    """Whether an element-wise operation maps zeros of `value` to zeros, the other arguments as recorded."""
-    if call.name in {"mul", "div"} and call.args[0] is value:
-        return True
-    if call.name == "mul":
-        return True
-    result = call.evaluate({id(value): torch.zeros_like(value.tensor)})
-    return bool((result == 0).all())
-
-
-def _descend(graph: Graph, value: Value, labels: Tensor) -> list[End]:
-    """Everything that reads a labelled activation, through whatever keeps units apart and zeros zero."""
-    ends: list[End] = []
-    waiting: list[tuple[Value, Tensor]] = [(value, labels)]
-    while waiting:
-        value, labels = waiting.pop()
-        if graph.is_output(value):
-            ends.append(End(len(graph.calls), "output"))
-        for at in dict.fromkeys(value.uses):
-            call = graph.calls[at]
-            onward = list(_onward(call, value, labels))
-            if not onward:
-                ends.append(_end(at, call, value, labels))
-            waiting.extend(onward)
-    return ends
-
-
-def _onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
-    """Values that carry the labels on, silent where the labelled value is silent; none where they stop."""
-    outputs = [out for out in call.outputs if out is not None]
-    if call.overwritten or not any(argument is value for argument in call.arguments):
-        return
-    if call.rearranges:
-        for out, carried in zip(outputs, call.carry({id(value): labels}), strict=True):
-            if bool((carried >= 0).any()):
-                yield out, carried
-    elif call.pools and call.args[0] is value:
-        yield from _pooled(call, outputs[0], labels)
-    elif call.name == "bmm" and call.product is None:
-        # Attention weights times values: rows of zeros stay rows of zeros. (Values are followed by their heads.)
-        if call.args[0] is value and bool((labels == labels[..., :1]).all()):
-            yield outputs[0], labels[..., :1].expand(outputs[0].tensor.shape)
-    elif call.pointwise and call.product is None:
-        others = [other for other in call.inputs if other is not value]
-        if any(other.active for other in others) and call.name not in {"mul", "div"}:
-            return
-        if call.name == "div" and call.args[0] is not value:
-            return
-        if _keeps_zero(call, value):
-            yield outputs[0], labels.expand(outputs[0].tensor.shape)
-
-
-def _pooled(call: Call, out: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
-    """Labels behind an operation that reduces or resizes over positions, if each result comes from one unit."""
-    shape = out.tensor.shape
-    if call.name in {"mean", "sum", "amax"}:
-        dims = call.args[1] if len(call.args) > 1 else None
-        kept = call.args[2] if len(call.args) > 2 else False
-        if dims:
-            low, high = labels.amin(dims, kept), labels.amax(dims, kept)
-            if bool((low == high).all()):
-                yield out, high
-    elif labels.ndim > 2 and labels.shape[:2] == shape[:2]:
-        flat = labels.flatten(2)
-        if bool((flat == flat[..., :1]).all()):
-            yield out, flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)
-
-
-def _end(at: int, call: Call, value: Value, labels: Tensor) -> End:
-    product = call.product
-    if product is not None and product.x is value:
-        return End(at, "read", product, labels, value)
-    if call.pointwise and call.name in {"add", "sub", "rsub"} and all(other.active for other in call.arguments):
-        return End(at, "residual")
-    if "scaled_dot_product" in call.name or (call.name == "bmm" and product is None):
-        return End(at, "attention", labels=labels, value=value)
-    return End(at, call.name)
 
 
 def _close(graph: Graph, finding: Finding) -> str:
@@ -442,124 +330,6 @@ def _renumber(finding: Finding, by: int) -> None:
     for end in finding.ends:
         if end.labels is not None:
             end.labels = torch.where(end.labels >= 0, end.labels + by, end.labels)
-
-
-def _heads(graph: Graph) -> list[Finding]:
-    """Attention heads: the axis before the last two of an attention's output or weights.
-
-    Where that axis is folded into the one of the examples, heads vary fastest; a wrong guess has no readers.
-    """
-    heads = []
-    for at, call in enumerate(graph.calls):
-        out = call.outputs[0] if call.outputs else None
-        fused = "scaled_dot_product" in call.name
-        if out is None or not out.active or not (fused or call.name == "_softmax"):
-            continue
-        shape = out.tensor.shape
-        if len(shape) == 4:
-            labels = torch.arange(shape[1]).view(1, -1, 1, 1).expand(shape)
-        elif len(shape) == 3 and shape[0] % graph.examples == 0:
-            labels = (torch.arange(shape[0]) % (shape[0] // graph.examples)).view(-1, 1, 1).expand(shape)
-        else:
-            continue
-        head = Finding("attention", "head", int(labels.max()) + 1, first=at)
-        head.gates.append((at, labels))
-        head.ends = _descend(graph, out, labels)
-        head.quiet = False
-        head.makers = {at}
-        heads.append(head)
-    return heads
-
-
-def _join(graph: Graph, head: Finding, made: Finding) -> None:
-    """Give a head the rows of the query, key and value products that reach it."""
-    places = _places(graph, head)
-    call = graph.calls[head.first]
-    weighed = {head.first} if call.name != "_softmax" else {at for at, _ in _weighings(graph, head)}
-    for end in made.ends:
-        if end.what != "attention" or end.labels is None or end.at not in places:
-            continue
-        by_head = [end.labels[place].unique() for place in places[end.at]]
-        head_of = torch.full((made.count + 1,), -1)
-        for h, channels in enumerate(by_head):
-            head_of[channels[channels >= 0]] = h
-        if any(int((head_of[c[c >= 0]] != h).sum()) for h, c in enumerate(by_head)):
-            continue  # keys or values that several heads share belong to none of them
-        # Only the values' bias comes out of a head as it is.
-        value = end.at in weighed and (call.name == "_softmax" or end.value is call.args[2])
-        for role in ("incoming", "scale", "shift"):
-            into = head.owners[role if value else "incoming"]
-            for name, owner in made.owners[role].items():
-                known, mine = into.get(name), head_of[owner]
-                if bool((mine >= 0).any()):
-                    into[name] = mine if known is None else torch.where(mine >= 0, mine, known)
-        head.makers |= made.makers
-
-
-def _places(graph: Graph, head: Finding) -> dict[int, list[Any]]:
-    """Products of two activations that make up an attention -> for each head, where it is in their arguments."""
-    call = graph.calls[head.first]
-    if call.name != "_softmax":
-        return {head.first: [(slice(None), h) for h in range(head.count)]}
-    places: dict[int, list[Any]] = {}
-    for at, labels in _weighings(graph, head):
-        places[at] = [(labels[:, 0, 0] == h).nonzero().flatten() for h in range(head.count)]
-    # Backwards from the softmax to the product of queries and keys, then forwards again with its stack as labels.
-    makers = {id(value): at for at, other in enumerate(graph.calls) for value in other.outputs if value is not None}
-    path: list[int] = []
-    value = call.args[0]
-    while id(value) in makers and graph.calls[makers[id(value)]].name != "bmm":
-        path.append(makers[id(value)])
-        step = graph.calls[path[-1]]
-        active = [other for other in step.inputs if other.active]
-        if len(active) != 1 or not (step.pointwise or step.rearranges):
-            return places
-        value = active[0]
-    if id(value) not in makers:
-        return places
-    labels = torch.arange(value.tensor.shape[0]).view(-1, 1, 1).expand(value.tensor.shape)
-    at_scores = makers[id(value)]
-    for at in reversed(path):
-        step = graph.calls[at]
-        labels = step.carry({id(value): labels})[0] if step.rearranges else labels
-        first = step.outputs[0]
-        if first is None or labels.numel() != first.tensor.numel():
-            return places
-        labels, value = labels.expand(first.tensor.shape), first
-    heads = head.gates[0][1]
-    places[at_scores] = [labels[heads == h].unique() for h in range(head.count)]
-    return places
-
-
-def _weighings(graph: Graph, head: Finding) -> list[tuple[int, Tensor]]:
-    """Products in which the attention weights of `head` weigh values, with the head of each entry."""
-    found: list[tuple[int, Tensor]] = []
-    out = graph.calls[head.first].outputs[0]
-    assert out is not None
-    waiting = [(out, head.gates[0][1])]
-    while waiting:
-        value, labels = waiting.pop()
-        for at in dict.fromkeys(value.uses):
-            call = graph.calls[at]
-            if call.name == "bmm" and call.product is None:
-                found.append((at, labels))
-            else:
-                waiting.extend(_onward(call, value, labels))
-    return found
-
-
-def _common(head: Finding, feeding: list[str]) -> str:
-    """Name of the attention: what the names of its weights have in common."""
-    names = [name for role in ROLES for name in head.owners[role]] or feeding
-    parts = [name.split(".") for name in names]
-    shared = []
-    for words in zip(*parts, strict=False):
-        if len(set(words)) > 1:
-            break
-        shared.append(words[0])
-    if shared and len(names) == 1:
-        shared.pop()
-    return ".".join(shared) or "attention"
 
 
 def _taps(graph: Graph) -> list[Finding]:
