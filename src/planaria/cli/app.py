@@ -278,17 +278,13 @@ def rescue(
 
     Without options: the embedded digits and a small network trained on the spot, in under two minutes.
     """
-    from planaria.cli.inputs import words
+    from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.rescuing import Options, run
 
     subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
     options = Options(
         doses=doses,
-        damage=damage,
-        per_layer=not pooled,
-        order=order,
-        kinds=words(kinds),
-        layers=words(layers),
+        damage=DamageChoice(damage, not pooled, order, words(kinds), words(layers)),
         repairs=words(repairs),
         updates=updates,
         batch=batch,
@@ -343,11 +339,12 @@ def respond(
     quiet: Quiet = False,
 ) -> None:
     """Measure the response curve: score against dose, with half-dose, 10-point loss and fitted critical dose."""
-    from planaria.cli.inputs import words
+    from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.responding import Options, run
 
     subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
-    options = Options(doses, damage, not pooled, order, words(kinds), words(layers), draws, seeds, expect_score)
+    choice = DamageChoice(damage, not pooled, order, words(kinds), words(layers))
+    options = Options(doses, choice, draws, seeds, expect_score)
     _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
 
 

@@ -289,40 +289,62 @@ def intact(net: Network, prepared: Prepared, expect: float | None) -> tuple[Base
     return baseline, facts, warnings
 
 
-def chosen_damage(
-    net: Network,
-    text: str | None,
-    *,
-    per_layer: bool,
-    order: str,
-    kinds: tuple[str, ...] | None,
-    layers: tuple[str, ...] | None,
-) -> Damage:
-    """Damage from the options; by default units die at random, the same fraction in every layer.
+@dataclass(frozen=True)
+class DamageChoice:
+    """Options that say what is damaged.
 
-    Raises:
-        PlanariaError: If the network has no such units or the text is no damage.
+    Attributes:
+        text: A whole damage as Python writes it; None for the silencing of units that the others describe.
+        per_layer: Whether the dose is taken in every layer.
+        order: random, largest or smallest.
+        kinds: Kinds of unit; None for the usual ones.
+        layers: Layer names; None for all.
     """
-    if text is not None:
-        if (per_layer, order, kinds, layers) != (True, "random", None, None):
-            raise InputError(
-                "--damage",
-                "the whole damage in one text",
-                "--pooled, --order, --kinds or --layers beside it",
-                "Write them into the text, for example RandomUnits(per_layer=True, kinds=('head',)).",
-            )
-        damage = parse_damage(text)
-        damage.at(1)(net, stream(0, "trial"))  # whether this network has what it names
-    elif order == "random":
-        Anatomy.of(net).select(kinds, layers)
-        damage = Damage(Silence(), RandomUnits(per_layer=per_layer, kinds=kinds, layers=layers))
-    elif order in {"largest", "smallest"}:
-        ranking = rank(net, kinds, layers)
-        ranking = ranking if order == "largest" else ranking[::-1]
-        damage = Damage(Silence(), RankedUnits(ranking, per_layer=per_layer))
-    else:
-        raise InputError("--order", "random, largest or smallest", repr(order))
-    return damage
+
+    text: str | None
+    per_layer: bool
+    order: str
+    kinds: tuple[str, ...] | None
+    layers: tuple[str, ...] | None
+
+    def identity(self) -> dict[str, Any]:
+        """The choice as plain values."""
+        return {
+            "damage": self.text or f"{self.order}, {'per layer' if self.per_layer else 'pooled'}",
+            "kinds": self.kinds and list(self.kinds),
+            "layers": self.layers and list(self.layers),
+        }
+
+    def draws(self, wanted: int | None, quick: bool) -> int:
+        """Orders of a response curve: a fixed order has one curve, however often it is drawn."""
+        return 1 if self.order != "random" else wanted or (5 if quick else 20)
+
+    def on(self, net: Network) -> Damage:
+        """The damage, for this network; by default units die at random, the same fraction in every layer.
+
+        Raises:
+            PlanariaError: If the network has no such units or the text is no damage.
+        """
+        if self.text is not None:
+            if (self.per_layer, self.order, self.kinds, self.layers) != (True, "random", None, None):
+                raise InputError(
+                    "--damage",
+                    "the whole damage in one text",
+                    "--pooled, --order, --kinds or --layers beside it",
+                    "Write them into the text, for example RandomUnits(per_layer=True, kinds=('head',)).",
+                )
+            damage = parse_damage(self.text)
+            damage.at(1)(net, stream(0, "trial"))  # whether this network has what it names
+        elif self.order == "random":
+            Anatomy.of(net).select(self.kinds, self.layers)
+            damage = Damage(Silence(), RandomUnits(per_layer=self.per_layer, kinds=self.kinds, layers=self.layers))
+        elif self.order in {"largest", "smallest"}:
+            ranking = rank(net, self.kinds, self.layers)
+            ranking = ranking if self.order == "largest" else ranking[::-1]
+            damage = Damage(Silence(), RankedUnits(ranking, per_layer=self.per_layer))
+        else:
+            raise InputError("--order", "random, largest or smallest", repr(self.order))
+        return damage
 
 
 def curve_doses(damage: Damage, doses: list[float]) -> tuple[float, ...]:

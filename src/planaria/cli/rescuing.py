@@ -36,11 +36,7 @@ class Options:
     """Options of `planaria rescue` beyond the subject; None means the default of the full or quick form."""
 
     doses: str | None
-    damage: str | None
-    per_layer: bool
-    order: str
-    kinds: tuple[str, ...] | None
-    layers: tuple[str, ...] | None
+    damage: inputs.DamageChoice
     repairs: tuple[str, ...] | None
     updates: int | None
     batch: int | None
@@ -97,8 +93,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         with begin(plan.prepared, plan.identity, plan.folder, screen, options.expect) as current:
             document = _work(current, plan, options, screen)
     except Stopped as stop:
-        screen.errors.print(f"Stopped; what is finished is kept in {plan.folder}. The same command goes on.")
-        return stop.code
+        return screen.stopped(stop, plan.folder)
     if screen.as_json:
         screen.document(document)
     else:
@@ -109,7 +104,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
 def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[str, Any]:
     """Curve, rescues, best network, files; returns the document."""
     net, task = current.net, current.task
-    damage = _damage(net, options)
+    damage = options.damage.on(net)
     repairs, sidecar = build_repairs(plan.names, net, task, plan.settings)
     deaf = _unread(net, damage) if any(name.startswith("refit") for name in plan.names) else ()
     if deaf:
@@ -172,14 +167,14 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         raise InputError("--updates", "a number of at least 1", number)
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
     sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
-    damage = _damage(sketch, options)
+    damage = options.damage.on(sketch)
     text = ("0.5" if quick else "0.3,0.5,0.7") if options.doses is None else options.doses
     doses = [float(damage.site.dose.check(dose)) for dose in inputs.numbers("--doses", text, float)]
     relative = damage.site.dose.relative
     spread = inputs.numbers("--doses", CURVE, float) if relative else doses
     count = (2 if quick else 5) if options.seeds is None else options.seeds
     seeds = tuple(range(subject.seed, subject.seed + count))
-    draws = 1 if options.order != "random" else options.draws or (5 if quick else 20)
+    draws = options.damage.draws(options.draws, subject.quick)
     criterion = Criterion(options.tolerance, options.consecutive, options.every)
     identity = {
         **prepared.identity(),
@@ -188,9 +183,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         "doses": sorted(set(doses)),
         "seeds": list(seeds),
         "repairs": list(names),
-        "damage": options.damage or f"{options.order}, {'per layer' if options.per_layer else 'pooled'}",
-        "kinds": options.kinds and list(options.kinds),
-        "layers": options.layers and list(options.layers),
+        **options.damage.identity(),
         "repair_settings": asdict(settings),
         "criterion": asdict(criterion),
         "updates": number,
@@ -210,17 +203,6 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         updates=number,
         identity=identity,
         folder=folder,
-    )
-
-
-def _damage(net: Network, options: Options) -> Damage:
-    return inputs.chosen_damage(
-        net,
-        options.damage,
-        per_layer=options.per_layer,
-        order=options.order,
-        kinds=options.kinds,
-        layers=options.layers,
     )
 
 

@@ -12,7 +12,6 @@ from planaria.cli import inputs
 from planaria.cli.running import announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.network import Network
-from planaria.damage.damage import Damage
 from planaria.repair.retrain import Retrain
 from planaria.study.respond import Response
 from planaria.version import version
@@ -23,11 +22,7 @@ class Options:
     """Options of `planaria respond` beyond the subject; None means the default."""
 
     doses: str | None
-    damage: str | None
-    per_layer: bool
-    order: str
-    kinds: tuple[str, ...] | None
-    layers: tuple[str, ...] | None
+    damage: inputs.DamageChoice
     draws: int | None
     seeds: int
     expect: float | None
@@ -38,11 +33,10 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     inputs.finite("--expect-score", options.expect)
     prepared = inputs.prepare(subject)
     sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
-    damage = _damage(sketch, options)
+    damage = options.damage.on(sketch)
     text = ("0:1:11" if subject.quick else "0:1:21") if options.doses is None else options.doses
     doses = inputs.curve_doses(damage, inputs.numbers("--doses", text, float))
-    # A fixed order has one curve, however often it is drawn.
-    draws = 1 if options.order != "random" else options.draws or (5 if subject.quick else 20)
+    draws = options.damage.draws(options.draws, subject.quick)
     seeds = tuple(range(subject.seed, subject.seed + options.seeds))
     identity = {
         **prepared.identity(),
@@ -51,9 +45,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         "doses": list(doses),
         "seeds": list(seeds),
         "draws": draws,
-        "damage": options.damage or f"{options.order}, {'per layer' if options.per_layer else 'pooled'}",
-        "kinds": options.kinds and list(options.kinds),
-        "layers": options.layers and list(options.layers),
+        **options.damage.identity(),
     }
     folder = screen.out or folder_for(subject, identity)
     check_folder(folder, identity, fresh=screen.fresh)
@@ -61,7 +53,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         return _announce(prepared, sketch, len(doses) * draws * len(seeds), str(folder), screen)
     try:
         with begin(prepared, identity, folder, screen, options.expect) as current:
-            damage = _damage(current.net, options)
+            damage = options.damage.on(current.net)
             response = current.response(damage, doses, draws, seeds, screen)
             document = {
                 **current.document,
@@ -78,24 +70,12 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
             }
             current.finish(document)
     except Stopped as stop:
-        screen.errors.print(f"Stopped; what is finished is kept in {folder}. The same command goes on.")
-        return stop.code
+        return screen.stopped(stop, folder)
     if screen.as_json:
         screen.document(document)
     else:
         _show(document, response, screen)
     return 0
-
-
-def _damage(net: Network, options: Options) -> Damage:
-    return inputs.chosen_damage(
-        net,
-        options.damage,
-        per_layer=options.per_layer,
-        order=options.order,
-        kinds=options.kinds,
-        layers=options.layers,
-    )
 
 
 def _rows(response: Response, draws: int, seeds: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,14 @@ class Run:
         """The task."""
         return self.prepared.task
 
+    @cached_property
+    def _root(self) -> dict[str, str]:
+        """What every cell has in common; hashes all weights, so once per run."""
+        return {"run": strong_id(self.identity), "network": self.net.sha256}
+
     def id(self, **cell: Any) -> str:
         """Strong id of one cell of this run."""
-        return strong_id({"run": strong_id(self.identity), "network": self.net.sha256, **cell})
+        return strong_id({**self._root, **cell})
 
     def order(self, damage: Damage, curve: tuple[float, ...], draw: int, seed: int) -> list[Point]:
         """One order of a response curve, from the ledger if it is there."""

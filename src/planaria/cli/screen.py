@@ -61,6 +61,11 @@ class Screen:
         if not self.quiet:
             self.errors.print(text, style="dim", markup=False)
 
+    def stopped(self, stop: Stopped, folder: Path) -> int:
+        """Say where the finished part is; returns the exit code."""
+        self.errors.print(f"Stopped; what is finished is kept in {folder}. The same command goes on.")
+        return stop.code
+
     def warn(self, text: str) -> None:
         """A warning on stderr."""
         self.errors.print(f"Warning: {text}", style="yellow", markup=False)

@@ -22,10 +22,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from planaria.core.errors import AnatomyError, InputError, nearest
-from planaria.core.graph import Graph, Tags, run, trace
+from planaria.core.graph import Graph, Watch, run, trace
 from planaria.core.network import Network
 from planaria.core.survey import HEADS, OUTPUTS, UNUSED, survey
 from planaria.core.trees import Entries, either, remove
@@ -359,7 +358,13 @@ class Anatomy:
         picked = torch.zeros(group.count + 1, dtype=torch.bool)
         picked[list(units)] = True
         closed = {tag: ~picked.to(labels.device)[labels] for tag, labels in gates}
-        gated = run(net, inputs, _Gate(closed))
+
+        def close(tag: str, args: tuple[Any, ...], output: Any) -> None:
+            del args
+            if tag in closed:
+                output.mul_(closed[tag])  # in place: whoever holds the tensor sees the gated activation
+
+        gated = run(net, inputs, Watch(close))
         return float((_flat(silenced(inputs)) - _flat(gated)).abs().max())
 
 
@@ -420,27 +425,6 @@ def _is_matrix(graph: Graph, net: Network, name: str) -> bool:
         if other and call.normalises is None and net.weights[name].ndim >= 2:
             return True
     return False
-
-
-class _Gate(TorchDispatchMode):
-    """Multiplies the outputs of the given calls by a gate."""
-
-    def __init__(self, gates: Mapping[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._gates = gates
-        self._tags = Tags()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        gate = self._gates.get(self._tags.next(func))
-        if gate is None:
-            return result
-        first = result[0] if isinstance(result, (tuple, list)) else result
-        first.mul_(gate)  # in place: whoever holds the tensor sees the gated activation
-        return result
 
 
 def _flat(outputs: Any) -> Tensor:

@@ -116,9 +116,7 @@ def _end(at: int, call: Call, value: Value, labels: Tensor) -> End:
 
 def keeps_zero(call: Call, value: Value) -> bool:
     """Whether an element-wise operation maps zeros of `value` to zeros, the other arguments as recorded."""
-    if call.name in {"mul", "div"} and call.args[0] is value:
-        return True
-    if call.name == "mul":
+    if call.name == "mul" or (call.name == "div" and call.args[0] is value):
         return True
     result = call.evaluate({id(value): torch.zeros_like(value.tensor)})
     return bool((result == 0).all())

@@ -380,6 +380,27 @@ class Tags:
         return f"{name} {self._count[name]}"
 
 
+class Watch(TorchDispatchMode):
+    """Calls `seen(tag, args, output)` after every operation of a pass; `seen` may change the output in place.
+
+    Of operations with several outputs, the first is shown.
+    """
+
+    def __init__(self, seen: Callable[[str, tuple[Any, ...], Any], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+        self._tags = Tags()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, (tuple, list)) and result else result
+        self._seen(self._tags.next(func), args, first)
+        return result
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Tensor], inputs: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

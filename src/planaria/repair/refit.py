@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError
-from planaria.core.graph import Graph, Product, Tags, forward_multiply_adds, run, trace
+from planaria.core.graph import Graph, Product, Watch, forward_multiply_adds, run, trace
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 
@@ -151,27 +150,20 @@ def _added(graph: Graph, product: Product) -> str | None:
     return None
 
 
-class _Watch(TorchDispatchMode):
+def _watch(found: Mapping[str, Reader], seen: Callable[[Reader, Tensor, Tensor], Tensor | None]) -> Watch:
     """Calls `seen(reader, x, z)` at every reader; what it returns, if anything, replaces the output z in place."""
+    by_tag = {reader.tag: reader for reader in found.values()}
 
-    def __init__(self, found: Mapping[str, Reader], seen: Any) -> None:
-        super().__init__()
-        self._by_tag = {reader.tag: reader for reader in found.values()}
-        self._seen = seen
-        self._tags = Tags()
+    def at_reader(tag: str, args: tuple[Any, ...], output: Any) -> None:
+        reader = by_tag.get(tag)
+        if reader is None:
+            return
+        x = args[1] if tag.startswith(("aten::addmm ", "aten::baddbmm ")) else args[0]
+        replaced = seen(reader, x, output)
+        if replaced is not None:
+            output.copy_(replaced)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        reader = self._by_tag.get(self._tags.next(func))
-        if reader is not None:
-            x = args[1] if func._schema.name in {"aten::addmm", "aten::baddbmm"} else args[0]
-            replaced = self._seen(reader, x, result)
-            if replaced is not None:
-                result.copy_(replaced)
-        return result
+    return Watch(at_reader)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -225,7 +217,7 @@ class Sidecar:
             rows[reader.weight] = rows.get(reader.weight, 0) + round(float(moment[0, -1, -1]))
 
         for part in inputs.split(batch):
-            run(net, part, _Watch(found, add))
+            run(net, part, _watch(found, add))
         for name, total in sums.items():
             if not bool(total.isfinite().all()):
                 raise InputError(f"Sidecar.of: activations read by {name!r}", "finite numbers", "NaN or infinity")
@@ -368,15 +360,11 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         features = reader.features(x)
         error = reader.outputs(target - z)
         # Units that are stuck rather than silent are heard: take what they say away, and stop listening.
-        heard = reader.matrix(net.weights) * lost[:, :, None]
-        error = error + torch.bmm(features, heard.to(features.dtype))
+        old = reader.matrix(net.weights)
+        error = error + torch.bmm(features, (old * lost[:, :, None]).to(features.dtype))
         if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
             raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
-        matrix, shift = (
-            reader.matrix(net.weights),
-            torch.zeros(features.shape[0], error.shape[2]).to(matrix_type),
-        )
-        out = reader.outputs(z).clone()
+        matrix, shift = old.clone(), old.new_zeros(features.shape[0], error.shape[2])
         for g in range(len(features)):
             kept = _kept(~lost[g], reader.bias is not None)
             rows = torch.cat([features[g], torch.ones_like(features[g][:, :1])], 1)[:, kept]
@@ -394,16 +382,15 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         lawful = net.move(proposal).weights
         targets.update(proposal)
         # Go on with what the law lets through, so that later readers are fitted to the real thing.
-        step = reader.matrix(lawful) - reader.matrix(net.weights)
-        out = out + torch.bmm(features, step.to(features.dtype))
+        step = reader.matrix(lawful) - old
+        out = reader.outputs(z) + torch.bmm(features, step.to(features.dtype))
         if reader.bias is not None:
             moved = lawful[reader.bias] - net.weights[reader.bias]
             out = out + moved.view(out.shape[0], 1, -1)
         return _as_output(reader, out, z)
 
-    matrix_type = torch.empty(0, dtype=torch.float64, device=net.device)
-    run(intact, inputs, _Watch(found, record))
-    run(net, inputs, _Watch(found, refit))
+    run(intact, inputs, _watch(found, record))
+    run(net, inputs, _watch(found, refit))
     forward = forward_multiply_adds(net, inputs)
     cost = Cost(examples=len(inputs), forward_passes=2, multiply_adds=2 * len(inputs) * forward + work[0])
     return net.move(targets), cost
