@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import EnvironmentProblem, InputError
@@ -110,7 +110,7 @@ def prepare(subject: Subject) -> Prepared:
     Raises:
         PlanariaError: With what is wrong; nothing has been written.
     """
-    device = _device(subject.device)
+    device = device_of(subject.device)
     if subject.threads < 1:
         raise InputError("--threads", "a number of at least 1", subject.threads)
     torch.set_num_threads(subject.threads)
@@ -121,7 +121,7 @@ def prepare(subject: Subject) -> Prepared:
     check_fit(model, task)
     digest = None
     if subject.weights is not None:
-        model = _as_saved(model, subject.weights, task)
+        model = as_saved(model, subject.weights, task.train.inputs)
         load_weights(model, subject.weights)
         digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest()
     recipe = None
@@ -144,8 +144,14 @@ def _code(text: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _as_saved(model: nn.Module, weights: Path, task: Task) -> nn.Module:
-    """The model with the taps that its weights were saved with."""
+def as_saved(model: nn.Module, weights: Path, examples: Tensor) -> nn.Module:
+    """The model with the taps that its weights were saved with.
+
+    Args:
+        model: The module.
+        weights: File of its weights.
+        examples: A few inputs.
+    """
     import safetensors
 
     try:
@@ -155,7 +161,7 @@ def _as_saved(model: nn.Module, weights: Path, task: Task) -> nn.Module:
         return model  # another format, or damaged: whoever reads the weights says so
     ours = [name.removesuffix(f".{GAIN}") for name in names if name.endswith(f".{GAIN}")]
     layers = [layer for layer in ours if layer in dict(model.named_modules())]
-    return tap(Network.of(model, task.train.inputs), layers).to_module() if layers else model
+    return tap(Network.of(model, examples), layers).to_module() if layers else model
 
 
 def _keep_memory() -> None:
@@ -168,7 +174,12 @@ def _keep_memory() -> None:
         mallopt(option, value)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of that name, tried out.
+
+    Raises:
+        EnvironmentProblem: If this machine has none.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()  # there is also a device that computes nothing

@@ -97,7 +97,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return _read_safetensors(path)
+        return read_tensors(path)[0]
     if start[:2] == b"PK":
         _refuse_programs(path)
     elif start[:1] != b"\x80" and path.suffix not in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
@@ -165,9 +165,17 @@ def _refuse_programs(path: Path) -> None:
     raise UnsafeError(f"{path}", "plain tensors", f"{kind}, which can run code when loaded", remedy)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and words of a safetensors file; hashes are checked where planaria wrote it.
+
+    Raises:
+        InputError: No such file, damaged, or of another kind.
+    """
     import safetensors
 
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}", "a safetensors file", "a folder" if path.is_dir() else "nothing", "Check the path.")
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             words: dict[str, str] = file.metadata() or {}
@@ -179,7 +187,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from problem
     if _TENSORS in words:
         _check_hashes(state, words, path)
-    return state
+    return state, words
 
 
 def _check_hashes(state: Mapping[str, Tensor], words: Mapping[str, str], path: Path) -> None:

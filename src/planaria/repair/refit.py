@@ -6,238 +6,31 @@ constant 1 if the reader has a bias), and second moments G = E[h h^T]:
 
     W_S <- W_S + W_D G[D,S] (G[S,S] + lambda I)^-1,    lambda = ridge * mean diagonal of G[S,S]
 
-The moments come from a sidecar that was stored while the network was intact, or from unlabelled inputs, layer by
-layer, with the intact network as the teacher.
+In general, with E the intact weights minus those that are there now, W_S <- W_S + E G[:,S] (G[S,S] + lambda I)^-1: a
+network that has been refitted before is hardly moved again. Where single connections are pinned, S is another set for
+every output. The moments come from a sidecar that was stored while the network was intact, or from unlabelled inputs,
+layer by layer, with the intact network as the teacher.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
-from planaria.core.anatomy import Anatomy
+from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.errors import InputError
-from planaria.core.graph import Graph, Product, Watch, forward_multiply_adds, run, trace
+from planaria.core.graph import forward_multiply_adds, run
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
-
-WIDEST = 8192
-"""Largest number of inputs of a reader whose moments are kept (512 MiB in double precision)."""
-RIDGE = 1e-4
-"""Usual ridge, where there are rows enough."""
-FEW_ROWS = 20
-"""Rows per feature below which the ridge is cross-validated."""
-GRID = tuple(10.0 ** (power / 4) for power in range(-20, 9))
-"""Ridges that cross-validation chooses from."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A product that can be refitted: output rows = features @ matrix (+ bias), in each of `groups` groups.
-
-    Attributes:
-        weight: Name of its weight.
-        bias: Name of its bias, None if it has none that belongs to it alone.
-        columns: Positions in the flattened weight [groups, features, outputs].
-        tag: Which operation of the forward pass it is.
-        convolution: (kernel, stride, padding, dilation), None for matrix products.
-    """
-
-    weight: str
-    bias: str | None
-    columns: Tensor
-    tag: str
-    convolution: tuple[Any, ...] | None
-
-    def features(self, x: Tensor) -> Tensor:
-        """Its inputs as rows [groups, rows, features]; for convolutions, one row per example and position."""
-        groups, width = self.columns.shape[:2]
-        if self.convolution is None:
-            return x.reshape(1, -1, width)
-        kernel, stride, padding, dilation = self.convolution
-        if x.ndim == 3:
-            x = x.unsqueeze(2)
-        patches = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
-        return patches.view(len(x), groups, width, -1).permute(1, 0, 3, 2).reshape(groups, -1, width)
-
-    def outputs(self, z: Tensor) -> Tensor:
-        """Its outputs as rows [groups, rows, outputs]."""
-        groups, _, made = self.columns.shape
-        if self.convolution is None:
-            return z.reshape(1, -1, made)
-        return z.flatten(2).view(len(z), groups, made, -1).permute(1, 0, 3, 2).reshape(groups, -1, made)
-
-    def matrix(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Weights as [groups, features, outputs] in double precision."""
-        return weights[self.weight].flatten()[self.columns].double()
-
-    def targets(self, weights: Mapping[str, Tensor], matrix: Tensor, shift: Tensor | None) -> dict[str, Tensor]:
-        """Weights by name, for new matrix [groups, features, outputs] and an added bias [groups, outputs]."""
-        flat = weights[self.weight].flatten().clone()
-        flat[self.columns] = matrix.to(flat.dtype)
-        changed = {self.weight: flat.view_as(weights[self.weight])}
-        if self.bias is not None and shift is not None:
-            bias = weights[self.bias]
-            changed[self.bias] = bias + shift.reshape(bias.shape).to(bias.dtype)
-        return changed
-
-
-def readers(graph: Graph) -> tuple[dict[str, Reader], dict[str, str]]:
-    """Products of a network that can be refitted.
-
-    Returns:
-        Weight name -> reader, in the order of execution; and weight name -> reason for those that cannot.
-    """
-    found: dict[str, Reader] = {}
-    refused: dict[str, str] = {}
-    for at, call in enumerate(graph.calls):
-        product = call.product
-        if product is None or product.w.weight is None or at not in graph.reads[product.w.weight]:
-            continue
-        name = product.w.weight
-        reader = _reader(graph, product)
-        if isinstance(reader, str):
-            refused[name] = reader
-        elif graph.reads[name] != {at}:
-            refused[name] = "its weight is used several times"
-        else:
-            found[name] = reader
-    return found, refused
-
-
-def _reader(graph: Graph, product: Product) -> Reader | str:
-    assert product.w.weight is not None
-    columns, convolution = product.columns.flatten(1, 2), None
-    if product.convolution:
-        _, _, _, stride, padding, dilation, transposed, _, _ = product.call.args
-        kernel = list(product.w.tensor.shape[2:])
-        if transposed or len(kernel) > 2:
-            return "it is a transposed or three-dimensional convolution"
-        if len(kernel) == 1:
-            kernel, stride, padding, dilation = [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
-        convolution = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    elif len(columns) > 1:
-        if not bool((columns == columns[:1]).all()):
-            return "its weights are stacked matrices"
-        columns = columns[:1]
-    if columns.shape[1] > WIDEST:
-        return f"it reads {columns.shape[1]} numbers, more than {WIDEST}"
-    bias = getattr(product.b, "weight", None)
-    if bias is None and product.b is None:
-        bias = _added(graph, product)
-    if bias is not None and len(graph.reads[bias]) > 1:
-        bias = None
-    return Reader(product.w.weight, bias, columns, product.call.tag, convolution)
-
-
-def _added(graph: Graph, product: Product) -> str | None:
-    """Bias that is added to the product's output by an operation of its own."""
-    value = product.call.outputs[0]
-    while value is not None and len(value.uses) == 1:
-        call = graph.calls[value.uses[0]]
-        if call.name == "add":
-            names = [other.weight for other in call.inputs if other is not value and other.weight is not None]
-            return names[0] if len(names) == 1 and len(call.inputs) == 2 else None
-        if not call.rearranges:
-            return None
-        value = call.outputs[0]
-    return None
-
-
-def _watch(found: Mapping[str, Reader], seen: Callable[[Reader, Tensor, Tensor], Tensor | None]) -> Watch:
-    """Calls `seen(reader, x, z)` at every reader; what it returns, if anything, replaces the output z in place."""
-    by_tag = {reader.tag: reader for reader in found.values()}
-
-    def at_reader(tag: str, args: tuple[Any, ...], output: Any) -> None:
-        reader = by_tag.get(tag)
-        if reader is None:
-            return
-        x = args[1] if tag.startswith(("aten::addmm ", "aten::baddbmm ")) else args[0]
-        replaced = seen(reader, x, output)
-        if replaced is not None:
-            output.copy_(replaced)
-
-    return Watch(at_reader)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Sidecar:
-    """Second moments of an intact network's activations, from which it can be repaired later without data.
-
-    Attributes:
-        moments: Reader's weight name -> E[h h^T] [groups, features + 1, features + 1] with h = (features, 1).
-        weights: The readers' intact weights, for what has been lost in the damaged network.
-        examples: Inputs that the moments were taken over.
-        refused: Reader's weight name -> why it has no moments.
-        cost: What making it has cost.
-    """
-
-    moments: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
-    examples: int
-    refused: Mapping[str, str]
-    cost: Cost = field(default=Cost())
-
-    @staticmethod
-    def of(net: Network, inputs: Tensor, *, batch: int = 256) -> Sidecar:
-        """Take the moments of an intact network.
-
-        Args:
-            net: The intact network.
-            inputs: Unlabelled inputs [examples, ...]; a thousand are usually enough.
-            batch: Inputs per forward pass.
-
-        Raises:
-            InputError: If there are no inputs, or an activation is not finite.
-
-        Example:
-            >>> from torch import nn
-            >>> net = Network.of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
-            >>> Sidecar.of(net, torch.ones(8, 2)).moments["2.weight"].shape
-            torch.Size([1, 4, 4])
-        """
-        if len(inputs) == 0:
-            raise InputError("Sidecar.of(inputs)", "at least one input", "none")
-        start = time.process_time()
-        inputs = inputs.to(net.device)
-        found, refused = readers(trace(net, inputs[:2]))
-        sums: dict[str, Tensor] = {}
-        rows: dict[str, int] = {}
-
-        def add(reader: Reader, x: Tensor, z: Tensor) -> None:
-            del z
-            moment = _moment(reader.features(x))
-            sums[reader.weight] = sums[reader.weight] + moment if reader.weight in sums else moment
-            rows[reader.weight] = rows.get(reader.weight, 0) + round(float(moment[0, -1, -1]))
-
-        for part in inputs.split(batch):
-            run(net, part, _watch(found, add))
-        for name, total in sums.items():
-            if not bool(total.isfinite().all()):
-                raise InputError(f"Sidecar.of: activations read by {name!r}", "finite numbers", "NaN or infinity")
-        moments = {name: total / rows[name] for name, total in sums.items()}
-        work = sum(rows[name] * m.shape[0] * m.shape[1] ** 2 for name, m in moments.items())
-        cost = Cost(
-            examples=len(inputs),
-            forward_passes=-(-len(inputs) // batch),
-            multiply_adds=len(inputs) * forward_multiply_adds(net, inputs) + work,
-            seconds=time.process_time() - start,
-        )
-        return Sidecar(moments, {name: net.weights[name] for name in moments}, len(inputs), refused, cost)
-
-    @property
-    def bytes(self) -> int:
-        """Size of the moments in single precision, upper triangles only."""
-        return sum(m.shape[0] * m.shape[1] * (m.shape[1] + 1) // 2 * 4 for m in self.moments.values())
-
-    def __repr__(self) -> str:
-        return f"<Sidecar: moments of {len(self.moments)} readers over {self.examples} inputs>"
+from planaria.core.streams import stream
+from planaria.repair.readers import Reader, readers, watch
+from planaria.repair.ridge import solve
+from planaria.repair.sidecar import Sidecar, checked_importance, moment_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,11 +39,14 @@ class Teacher:
 
     Args:
         net: The intact network.
-        inputs: Unlabelled inputs [examples, ...]. All are run at once: memory holds every product's outputs.
+        inputs: Unlabelled inputs [examples, ...]; `dream` makes some where there are none. All are run at once:
+            memory holds every product's outputs.
+        importance: Weight of each input [examples], at least 0; by default all the same.
     """
 
     net: Network
     inputs: Tensor
+    importance: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"<Teacher: {len(self.inputs)} unlabelled inputs>"
@@ -261,7 +57,7 @@ class Refit:
     """Closed-form refit of everything that reads from dead units; see the module's text for the formula.
 
     Args:
-        source: A Sidecar (no data at repair time; only readers of dead units change), or a Teacher (sequential: every
+        source: A Sidecar (no data at repair time; only readers of units change), or a Teacher (sequential: every
             product behind the damage, input from the repaired network, target from the intact one).
         ridge: lambda relative to the mean diagonal of the moments, above 0. By default 1e-4, and where there are fewer
             than 20 rows per feature, the value of least generalised cross-validation error.
@@ -289,49 +85,171 @@ class Refit:
         """One moment: the refitted network."""
         del rng
         start = time.process_time()
-        solve = _from_sidecar if isinstance(self.source, Sidecar) else _from_teacher
-        moved, cost = solve(net, self.source, self.ridge)  # type: ignore[arg-type]
+        if isinstance(self.source, Sidecar):
+            moved, cost = _from_sidecar(net, self.source, self.ridge)
+        else:
+            moved, cost = _from_teacher(net, self.source, self.ridge)
         yield Moment(moved, cost + Cost(seconds=time.process_time() - start))
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """What `refit` has done.
+
+    Attributes:
+        network: The repaired network; the units of the lesion are silent and pinned.
+        refitted: Names of the weights that were changed.
+        unrepaired: Layer with dead units -> why nothing makes up for them.
+        cost: Of the refit.
+    """
+
+    network: Network
+    refitted: tuple[str, ...]
+    unrepaired: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost = field(default=Cost())
+
+
+def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ridge: float | None = None) -> Refitted:
+    """Repair a network whose units have died, in one call.
+
+    Args:
+        net: The network as it can still be read; weights of the dead units may be lost.
+        lesion: The dead units.
+        source: A Sidecar of the intact network, or a Teacher.
+        ridge: As in `Refit`.
+
+    Returns:
+        The repaired network, what was changed, and what could not be repaired.
+
+    Raises:
+        AnatomyError: If a unit of the lesion does not exist.
+        InputError: If the source belongs to another network, or weights are lost that the sidecar does not hold.
+
+    Example:
+        >>> from torch import nn
+        >>> from planaria.core.streams import stream
+        >>> inputs = torch.randn(64, 2, generator=stream(0, "inputs"))
+        >>> net = Network.of(nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1)), inputs)
+        >>> refit(net, [Unit("0", 4)], Sidecar.of(net, inputs)).refitted
+        ('2.weight', '2.bias')
+    """
+    units = tuple(lesion)
+    anatomy = Anatomy.of(net)
+    slices = anatomy.entries(units)
+    if isinstance(source, Sidecar):
+        source = _completed(source, net, slices.outgoing)
+    hurt = silence(net, slices.all) if units else net
+    (moment,) = Refit(source, ridge)(hurt, stream(0, "refit"))
+    changed = tuple(n for n, w in moment.network.weights.items() if not torch.equal(w, hurt.weights[n]))
+    unrepaired = unread(hurt, source, {unit.layer for unit in units})
+    return Refitted(moment.network, changed, unrepaired, moment.cost)
+
+
+def unread(net: Network, source: Sidecar | Teacher, layers: Iterable[str]) -> dict[str, str]:
+    """Layers whose dead units a source cannot make up for, with the reason.
+
+    Args:
+        net: Any network of the same module.
+        source: Of the refit.
+        layers: Names of layers with units.
+    """
+    if isinstance(source, Teacher):
+        return {}  # every product behind the damage is refitted
+    reasons = {}
+    by_name = {group.layer: group for group in Anatomy.of(net).groups}
+    for layer in dict.fromkeys(layers):
+        outgoing = by_name[layer].owners["outgoing"]
+        held = [name for name in outgoing if name in source.moments]
+        if not outgoing:
+            reasons[layer] = "no weights of their own read its units; a sequential refit or retraining works"
+        elif len(held) < len(outgoing):
+            name = next(name for name in outgoing if name not in held)
+            reasons[layer] = f"{name}: {source.refused.get(name, 'not in the sidecar')}"
+    return reasons
+
+
+def _completed(sidecar: Sidecar, net: Network, lost: Mapping[str, Tensor]) -> Sidecar:
+    """The sidecar with the weights it does not hold, read from the network before it is silenced.
+
+    Raises:
+        InputError: If they are lost there too.
+    """
+    missing = [name for name in sidecar.moments if name not in sidecar.weights]
+    for name in missing:
+        hit = lost.get(name)
+        if hit is not None and bool(hit.any()) and not bool((net.weights[name][hit] != 0).any()):
+            raise InputError(
+                f"weight {name!r}",
+                "the weights of the dead units, or a sidecar that holds a copy",
+                "zeros, and a sidecar without",
+                "Give the weights as they were before, or make the sidecar with a larger --share.",
+            )
+    if not missing:
+        return sidecar
+
+    return replace(sidecar, weights={**sidecar.weights, **{name: net.weights[name] for name in missing}})
 
 
 def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[Network, Cost]:
     anatomy = Anatomy.of(net)
     dead = anatomy.dead(net)
-    if not any(bool(d.any()) for d in dead.values()):
-        return net, Cost()
-    assert net.inputs is not None
-    found, _ = readers(trace(net, net.inputs))
+    found, _ = readers(net)
     targets: dict[str, Tensor] = {}
     work = 0
     for name, moments in sidecar.moments.items():
         reader = found.get(name)
-        if reader is None or moments.shape[1] != reader.columns.shape[1] + 1:
+        if reader is None or moments.shape[:2] != (reader.columns.shape[0], reader.columns.shape[1] + 1):
             raise InputError(
                 f"Sidecar.moments[{name!r}]",
                 "moments of this network's readers",
                 "another network's",
                 "Make the sidecar from the intact form of the same network.",
             )
-        lost = _dead_features(anatomy, dead, reader)
-        if not bool(lost.any()):
+        lost = _dead_features(anatomy, dead, reader).to(net.device)
+        free = reader.free(net)
+        if not bool(lost.any()) and bool(free.all()):
             continue
-        intact = reader.matrix({name: sidecar.weights[name].to(net.device)})
-        matrix, shift = reader.matrix(net.weights), torch.zeros(intact.shape[0], intact.shape[2]).to(intact)
+        matrix = reader.matrix(net.weights) * ~lost[:, :, None]  # units that are stuck must not be heard
+        intact = _intact(reader, sidecar, net)
+        shift = reader.shift(net, sidecar.weights) - reader.shift(net, net.weights)
+        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net, free)[:, None]], 1)
+        error = torch.cat([intact - matrix, shift[:, None]], 1)
         for g in range(len(moments)):
-            gone = lost[g]
             moment = moments[g].to(net.device)
-            kept = _kept(~gone, reader.bias is not None)
-            across = intact[g][gone].T @ moment[:-1][gone][:, kept]
-            energy = float((intact[g][gone] * (moment[:-1, :-1][gone][:, gone] @ intact[g][gone])).sum())
-            change = _solve(moment[kept][:, kept], across, energy, sidecar.examples, ridge)
-            matrix[g][~gone] += change[: int((~gone).sum())]
-            matrix[g][gone] = 0  # nothing to change where they are silent; units that are stuck must not be heard
-            if reader.bias is not None:
-                shift[g] = change[-1]
-            size, outs = int(kept.sum()), intact.shape[2]
-            work += size**3 // 3 + size * outs * (size + int(gone.sum()))
-        targets.update(reader.targets(net.weights, matrix, shift))
+            across = moment @ error[g]
+            energy = (error[g] * across).sum(0)
+            change, spent = solve(moment, across, energy, heard[g], sidecar.examples, ridge)
+            matrix[g] += change[:-1]
+            shift[g] = change[-1]
+            work += spent + moment.shape[0] ** 2 * across.shape[1]
+        targets.update(reader.targets(net, matrix, shift))
     return net.move(targets), Cost(multiply_adds=work)
+
+
+def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
+    """The reader's intact weights: the network's own where they agree with the stored ones to their rounding."""
+    own = net.weights[reader.weight]
+    stored = sidecar.weights.get(reader.weight)
+    if stored is None:
+        raise InputError(
+            f"Sidecar.weights[{reader.weight!r}]",
+            "a copy of the reader's weights",
+            "none, for want of room",
+            "Call refit(net, lesion, sidecar) on a network whose weights can be read, or use a larger share.",
+        )
+    stored = stored.to(own)
+    step = sidecar.steps.get(reader.weight)
+    if step is not None:
+        stored = torch.where((own - stored).abs() <= step.to(own) * 1.01, own, stored)
+    return reader.matrix({reader.weight: stored})
+
+
+def _movable(reader: Reader, net: Network, free: Tensor) -> Tensor:
+    """Whether each output's shift may be moved: boolean [groups, outputs]."""
+    if reader.bias is None:
+        return torch.zeros_like(free[:, 0])
+    loose: Tensor = net.plasticity[reader.bias] != 0
+    return loose.flatten().view(free.shape[0], free.shape[2])
 
 
 def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[Network, Cost]:
@@ -340,9 +258,18 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         raise InputError("Teacher.inputs", "at least one input, all finite", f"{len(inputs)} inputs")
     if {n: w.shape for n, w in intact.weights.items()} != {n: w.shape for n, w in net.weights.items()}:
         raise InputError("Teacher.net", "the intact form of the same network", "weights of other names or shapes")
+    if net.inputs is not None and inputs.shape[1:] != net.inputs.shape[1:]:
+        raise InputError(
+            "Teacher.inputs",
+            f"inputs of the network's shape {list(net.inputs.shape[1:])}",
+            f"{list(inputs.shape[1:])}",
+            "Bring them into the form that the network was traced with.",
+        )
+    importance = checked_importance("Teacher.importance", teacher.importance, inputs)
+    net = net if net.inputs is not None else net.with_inputs(inputs)
     anatomy = Anatomy.of(net)
     dead = anatomy.dead(net)
-    found, _ = readers(trace(net, inputs[:2]))
+    found, _ = readers(net, len(inputs))
     wanted: dict[str, Tensor] = {}
     targets: dict[str, Tensor] = {}
     work = [0]
@@ -351,10 +278,10 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         del x
         wanted[reader.weight] = z.clone()
 
-    def refit(reader: Reader, x: Tensor, z: Tensor) -> Tensor | None:
-        lost = _dead_features(anatomy, dead, reader)
+    def refit_one(reader: Reader, x: Tensor, z: Tensor) -> Tensor | None:
         target = wanted.pop(reader.weight)
         # What this product gives now, its own repaired bias not included when that is added elsewhere: same for both.
+        lost = _dead_features(anatomy, dead, reader).to(net.device)
         if not bool(lost.any()) and torch.equal(z, target):
             return None
         features = reader.features(x)
@@ -364,45 +291,35 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         error = error + torch.bmm(features, (old * lost[:, :, None]).to(features.dtype))
         if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
             raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
-        matrix, shift = old.clone(), old.new_zeros(features.shape[0], error.shape[2])
+        free = reader.free(net)
+        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net, free)[:, None]], 1)
+        matrix, shift = old * ~lost[:, :, None], old.new_zeros(features.shape[0], error.shape[2])
+        count = features.shape[1]
+        each = None if importance is None else importance.to(features.dtype).repeat_interleave(count // len(inputs))
+        moments = moment_of(features, None if importance is None else importance.to(features.dtype)) / count
         for g in range(len(features)):
-            kept = _kept(~lost[g], reader.bias is not None)
-            rows = torch.cat([features[g], torch.ones_like(features[g][:, :1])], 1)[:, kept]
-            moment, across = rows.T @ rows / len(rows), error[g].T @ rows / len(rows)
-            energy = float(error[g].double().square().sum()) / len(rows)
-            change = _solve(moment.double(), across.double(), energy, len(rows), ridge)
-            living = int((~lost[g]).sum())
-            matrix[g][~lost[g]] += change[:living]
-            matrix[g][lost[g]] = 0
-            if reader.bias is not None:
-                shift[g] = change[-1]
-            size = rows.shape[1]
-            work[0] += len(rows) * size * (size + error.shape[2]) + size**3 // 3 + size**2 * error.shape[2]
-        proposal = reader.targets(net.weights, matrix, shift)
-        lawful = net.move(proposal).weights
+            wrong = error[g] if each is None else error[g] * each[:, None]
+            across = torch.cat([features[g].T @ wrong, wrong.sum(0, keepdim=True)]).double() / count
+            energy = (error[g] * wrong).double().sum(0) / count
+            change, spent = solve(moments[g], across, energy, heard[g], count, ridge)
+            matrix[g] += change[:-1]
+            shift[g] = change[-1]
+            size = features.shape[2] + 1
+            work[0] += spent + count * size * (size + error.shape[2])
+        proposal = reader.targets(net, matrix, shift)
+        moved = net.move(proposal)
         targets.update(proposal)
         # Go on with what the law lets through, so that later readers are fitted to the real thing.
-        step = reader.matrix(lawful) - old
+        step = reader.matrix(moved.weights) - old
         out = reader.outputs(z) + torch.bmm(features, step.to(features.dtype))
-        if reader.bias is not None:
-            moved = lawful[reader.bias] - net.weights[reader.bias]
-            out = out + moved.view(out.shape[0], 1, -1)
-        return _as_output(reader, out, z)
+        out = out + (reader.shift(net, moved.weights) - reader.shift(net, net.weights))[:, None].to(out.dtype)
+        return reader.as_output(out, z)
 
-    run(intact, inputs, _watch(found, record))
-    run(net, inputs, _watch(found, refit))
+    run(intact, inputs, watch(found, record))
+    run(net, inputs, watch(found, refit_one))
     forward = forward_multiply_adds(net, inputs)
     cost = Cost(examples=len(inputs), forward_passes=2, multiply_adds=2 * len(inputs) * forward + work[0])
     return net.move(targets), cost
-
-
-def _as_output(reader: Reader, rows: Tensor, like: Tensor) -> Tensor:
-    """Inverse of `Reader.outputs`."""
-    if reader.convolution is None:
-        return rows.reshape(like.shape)
-    groups, _, made = rows.shape
-    positions = like.flatten(2).shape[2]
-    return rows.view(groups, len(like), positions, made).permute(1, 0, 3, 2).reshape(like.shape)
 
 
 def _dead_features(anatomy: Anatomy, dead: Mapping[str, Tensor], reader: Reader) -> Tensor:
@@ -416,64 +333,3 @@ def _dead_features(anatomy: Anatomy, dead: Mapping[str, Tensor], reader: Reader)
         state = torch.cat([dead[group.layer], torch.zeros(1, dtype=torch.bool)]).to(lost.device)
         lost |= state[unit]
     return lost
-
-
-def _kept(living: Tensor, bias: bool) -> Tensor:
-    """Living features and, for readers with a bias, the constant."""
-    return torch.cat([living, torch.full((1,), bias, device=living.device)])
-
-
-def _moment(features: Tensor) -> Tensor:
-    """Sum over rows of h h^T with h = (features, 1), double precision [groups, features + 1, features + 1]."""
-    rows = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-    return torch.bmm(rows.transpose(1, 2), rows).double()
-
-
-def _solve(moment: Tensor, across: Tensor, energy: float, rows: int, ridge: float | None) -> Tensor:
-    """Coefficients c of the ridge regression: least |error - features c|^2 + lambda |c|^2, per row.
-
-    Args:
-        moment: Mean of features^T features [features, features].
-        across: Mean of error^T features [outputs, features].
-        energy: Mean of |error|^2 over rows, summed over outputs.
-        rows: Rows that the means were taken over.
-        ridge: lambda over the mean diagonal of `moment`; None: RIDGE, or cross-validated where rows are few.
-
-    Returns:
-        [features, outputs].
-    """
-    # A moment of nothing but zeros (all units dead) must still be solvable.
-    scale = float(moment.diagonal().mean()) or 1.0
-    if ridge is None and rows < FEW_ROWS * len(moment):
-        values, vectors = torch.linalg.eigh(moment)
-        values = values.clamp_min(0.0)
-        rotated = across @ vectors
-        shrunk = 1.0 / (values + _cross_validated(values, rotated.square().sum(0), energy, rows) * scale)
-        solution: Tensor = vectors @ (rotated * shrunk).T
-        return solution
-    damped = moment.clone()
-    damped.diagonal().add_((RIDGE if ridge is None else ridge) * scale)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    return torch.linalg.lstsq(damped, across.T).solution if int(info) else torch.cholesky_solve(across.T, factor)
-
-
-def _cross_validated(values: Tensor, squares: Tensor, energy: float, rows: int) -> float:
-    """Ridge with the least generalised cross-validation error: residual / (1 - degrees of freedom / rows)^2.
-
-    Args:
-        values: Eigenvalues of the moment.
-        squares: Squared norm of the cross-moment along each eigenvector.
-        energy: Mean square of what is to be explained.
-        rows: Number of rows.
-
-    Source: Golub, Heath and Wahba, 1979.
-    """
-    scale = float(values.mean()) or 1.0
-    best, least = GRID[-1], math.inf
-    for ridge in GRID:
-        shrunk = 1.0 / (values + ridge * scale)
-        residual = energy - float((squares * shrunk * (2 - values * shrunk)).sum())
-        freedom = 1.0 - float((values * shrunk).sum()) / rows
-        if freedom > 0.01 and residual / freedom**2 < least:
-            best, least = ridge, residual / freedom**2
-    return best

@@ -1,0 +1,166 @@
+"""Repair a network that is already damaged, from its sidecar: no data, no intact copy."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planaria.campaign.files import write_atomic
+from planaria.campaign.ledger import strong_id
+from planaria.cli import inputs
+from planaria.cli.lesions import read_lesion
+from planaria.cli.running import write_json
+from planaria.cli.screen import Screen, surroundings
+from planaria.core.anatomy import Anatomy, silence
+from planaria.core.errors import InputError
+from planaria.core.network import Network
+from planaria.core.streams import stream
+from planaria.measure.datasets import task as load_task
+from planaria.measure.models import build
+from planaria.measure.statistics import finite
+from planaria.measure.weights import load_weights, pack_weights
+from planaria.repair.refit import refit
+from planaria.repair.sidecar import Sidecar
+from planaria.version import version
+
+RESCUED = "rescued.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is repaired with what.
+
+    Attributes:
+        model: Named network or factory.
+        weights: The damaged weights.
+        lesion: File that names the dead units.
+        sidecar: The sidecar.
+        task: For scores before and after; None for none.
+        data_dir: Folder with data sets.
+        device: Torch device.
+        threads: Torch threads.
+    """
+
+    model: str
+    weights: Path | None
+    lesion: Path | None
+    sidecar: Path | None
+    task: str | None
+    data_dir: str | None
+    device: str
+    threads: int
+
+
+def run(options: Options, screen: Screen) -> int:
+    """Do it; returns the exit code."""
+    weights, lesion, sidecar_path = (
+        _given(option, path)
+        for option, path in (
+            ("--weights", options.weights),
+            ("--lesion", options.lesion),
+            ("--sidecar", options.sidecar),
+        )
+    )
+    device = inputs.device_of(options.device)
+    torch.set_num_threads(options.threads)
+    units = read_lesion(lesion)
+    sidecar = Sidecar.load(sidecar_path)
+    about = sidecar.about
+    shape = tuple(int(size) for size in about["shape"])
+    model = build(options.model, shape, int(about["outputs"] or 1), 0)
+    kind = getattr(torch, str(about["type"]))
+    like = torch.zeros(2, *shape, dtype=kind)
+    if kind.is_floating_point:
+        like = torch.randn(2, *shape, generator=stream(0, "example")).to(kind)
+    model = inputs.as_saved(model, weights, like)
+    load_weights(model, weights)
+    net = inputs.tapped(Network.of(model, like)).to(device)
+    slices = Anatomy.of(net).entries(units)
+    sidecar.check(net, slices.all)
+    task = None if options.task is None else load_task(options.task, data_dir=options.data_dir).to(device)
+    repaired = refit(net, units, sidecar)
+    identity = {
+        "command": "mend",
+        "version": version(),
+        "model": options.model,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (weights, lesion, sidecar_path)},
+        "device": options.device,
+        "threads": options.threads,
+    }
+    folder = screen.out or Path("planaria-runs") / f"mend-{strong_id(identity)[:10]}"
+    place = folder / RESCUED
+    if place.resolve() == weights.resolve():
+        raise InputError("--out", "another folder than that of the damaged network", str(folder), "It is kept.")
+    document: dict[str, Any] = {
+        "command": "rescue",
+        "schema": "planaria.mend.v1",
+        "version": version(),
+        "network": {"name": options.model, "sha256": net.sha256, "parameters": net.parameters},
+        "lesion": {"units": len(units), "layers": _counts(units)},
+        "sidecar": {"intact_sha256": sidecar.sha256, "examples": sidecar.examples},
+        "refitted": list(repaired.refitted),
+        "unrepaired": dict(repaired.unrepaired),
+        "cost": {"multiply_adds": repaired.cost.multiply_adds, "seconds": repaired.cost.seconds, "examples": 0},
+        "scores": None,
+        "files": {"network": str(place), "result": str(folder / "result.json")},
+        "manifest": {**surroundings(options.threads), **identity},
+    }
+    if task is not None:
+        damaged = silence(net, slices.all)
+        document["task"] = task.record()
+        document["scores"] = {"damaged": task.score(damaged), "rescued": task.score(repaired.network)}
+    if screen.dry_run:
+        document["files"] = {}
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        words = {"planaria.network": options.model, "planaria.rescued_from": net.sha256}
+        write_atomic(place, pack_weights(repaired.network, words))
+        write_json(folder / "result.json", document)
+    for layer, why in repaired.unrepaired.items():
+        screen.warn(f"layer {layer!r} is not repaired: {why}")
+    if screen.as_json:
+        screen.document(finite(document))
+    else:
+        _show(document, screen)
+    return 0
+
+
+def _given(option: str, path: Path | None) -> Path:
+    if path is None:
+        raise InputError(
+            option,
+            "a damaged network, its lesion and its sidecar",
+            "nothing",
+            "--weights damaged.safetensors --lesion lesion.json --sidecar intact.sidecar.safetensors go together.",
+        )
+    return path
+
+
+def _counts(units: tuple[Any, ...]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for unit in units:
+        counts[unit.layer] = counts.get(unit.layer, 0) + 1
+    return counts
+
+
+def _show(document: dict[str, Any], screen: Screen) -> None:
+    say = screen.results.print
+    dead = ", ".join(f"{count} of {layer}" for layer, count in document["lesion"]["layers"].items())
+    say(f"dead units {dead}", markup=False, soft_wrap=True)
+    say(f"refitted   {', '.join(document['refitted']) or 'nothing'}", markup=False, soft_wrap=True)
+    if document["scores"]:
+        damaged, rescued = document["scores"]["damaged"], document["scores"]["rescued"]
+        say(
+            f"score      {damaged:.4f} damaged, {rescued:.4f} rescued ({document['task']['score']}, test split)",
+            markup=False,
+        )
+    cost = document["cost"]
+    say(
+        f"cost       {cost['multiply_adds'] / 1e6:.3g} million multiply-adds, {1000 * cost['seconds']:.1f} ms, no data",
+        markup=False,
+    )
+    screen.places(document["files"])

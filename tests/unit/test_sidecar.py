@@ -1,0 +1,263 @@
+"""Sidecar: its file, its size, what it recognises, and that a network is repaired from it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cases import randomise, trained
+from planaria.core.anatomy import Anatomy, Unit, silence
+from planaria.core.errors import AnatomyError, InputError
+from planaria.core.network import Network
+from planaria.core.streams import stream
+from planaria.measure.weights import pack_weights
+from planaria.repair.refit import Teacher, refit
+from planaria.repair.sidecar import Sidecar, doubt
+
+
+def wide(kind: str = "mlp") -> tuple[Network, torch.Tensor]:
+    """A network large enough that names and hashes take a small part of its sidecar, with inputs of low rank."""
+    model: nn.Module
+    rng = stream(0, "inputs")
+    if kind == "mlp":
+        model = nn.Sequential(nn.Linear(400, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 5))
+        inputs = torch.randn(400, 12, generator=rng) @ torch.randn(12, 400, generator=rng) / 20
+    else:
+        model = nn.Sequential(
+            nn.Conv2d(2, 24, 3, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(24, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24 * 16, 40),
+            nn.ReLU(),
+            nn.Linear(40, 5),
+        )
+        inputs = torch.randn(64, 2, 8, 8, generator=rng)
+    randomise(model, 0)
+    return Network.of(model, inputs), inputs
+
+
+def lesion(net: Network) -> list[Unit]:
+    """Every other unit."""
+    return [unit for unit in Anatomy.of(net).units() if unit.index % 2]
+
+
+def distance(net: Network, other: Network, inputs: torch.Tensor) -> float:
+    return float((net(inputs) - other(inputs)).square().mean())
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("mlp", 0.15), ("cnn", 0.5)])
+def test_the_file_keeps_to_its_limit_and_repairs_nearly_as_well(tmp_path: Path, kind: str, limit: float) -> None:
+    net, inputs = wide(kind)
+    exact = Sidecar.of(net, inputs)
+    place = tmp_path / "net.sidecar.safetensors"
+    place.write_bytes(exact.pack())
+    assert place.stat().st_size <= limit * len(pack_weights(net, {}))
+    read = Sidecar.load(place)
+    assert read.steps, "the copy of the weights fits at this size"
+    hurt = silence(net, Anatomy.of(net).entries(lesion(net)).all)
+    before = distance(net, hurt, inputs)
+    after = [distance(net, refit(hurt, lesion(net), source).network, inputs) for source in (exact, read)]
+    assert after[0] < 0.5 * before
+    assert after[1] < 0.7 * before
+
+
+def test_a_sidecar_read_back_is_the_packed_one(tmp_path: Path) -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed()
+    place = tmp_path / "s.safetensors"
+    place.write_bytes(packed.pack({"made by": "test"}))
+    read = Sidecar.load(place)
+    assert read.about == packed.about
+    assert read.sha256 == net.sha256
+    for name, moment in packed.moments.items():
+        assert torch.allclose(read.moments[name], moment, rtol=1e-6)
+    for name, weight in packed.weights.items():
+        assert torch.allclose(read.weights[name], weight, rtol=1e-5)
+    assert packed.packed() is packed
+    assert packed.pack() == Sidecar.of(net, inputs).pack()
+
+
+def test_the_whole_spectrum_in_eight_bits_is_nearly_exact() -> None:
+    net, inputs = wide()
+    exact = Sidecar.of(net, inputs)
+    packed = exact.packed(3.0)
+    for name, moment in exact.moments.items():
+        assert float((packed.moments[name] - moment).norm() / moment.norm()) < 0.01
+        assert packed.factors[name].explained > 0.999999
+
+
+def test_half_a_rounding_step_is_all_that_stored_weights_are_off() -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed()
+    for name, step in packed.steps.items():
+        assert bool(((packed.weights[name] - net.weights[name]).abs() <= step * 1.001).all())
+
+
+def test_a_sidecar_knows_its_network_in_spite_of_the_lesion() -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed()
+    lost = Anatomy.of(net).entries(lesion(net)).all
+    packed.check(net)
+    packed.check(silence(net, lost), lost)
+    with pytest.raises(InputError, match="rows that the lesion spares are others"):
+        packed.check(silence(net, lost))
+    other = nn.Sequential(nn.Linear(400, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 5))
+    randomise(other, 1)
+    with pytest.raises(InputError, match="sidecar of this very checkpoint"):
+        packed.check(silence(Network.of(other, inputs), lost), lost)
+    with pytest.raises(InputError, match="no weight of that name and size"):
+        packed.check(Network.of(nn.Linear(400, 5), inputs))
+
+
+def test_one_changed_weight_of_a_damaged_network_is_noticed() -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed()
+    lost = Anatomy.of(net).entries([Unit("0", 0), Unit("2", 0)]).all
+    for name, place in (("0.weight", (5, 3)), ("2.weight", (7, 9)), ("4.bias", (2,))):
+        changed = net.weights[name].clone()
+        changed[place] += 0.5
+        with pytest.raises(InputError, match=name):
+            packed.check(silence(net.with_weights({name: changed}), lost), lost)
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    net, inputs = wide()
+    place = tmp_path / "s.safetensors"
+    content = bytearray(Sidecar.of(net, inputs).pack())
+    content[-100] ^= 4
+    place.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        Sidecar.load(place)
+    place.write_bytes(pack_weights(net, {}))
+    with pytest.raises(InputError, match="a sidecar"):
+        Sidecar.load(place)
+    with pytest.raises(InputError, match="nothing"):
+        Sidecar.load(tmp_path / "absent.safetensors")
+
+
+def test_moments_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed()
+    broken = {n: replace(f, scales=f.scales * float("nan")) for n, f in packed.factors.items()}
+    place = tmp_path / "s.safetensors"
+    place.write_bytes(replace(packed, factors=broken).pack())
+    with pytest.raises(InputError, match="finite numbers"):
+        Sidecar.load(place)
+
+
+def test_a_share_that_is_no_share_or_too_small_is_refused() -> None:
+    net, inputs = wide()
+    for share in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="above 0"):
+            Sidecar.of(net, inputs).packed(share)
+    with pytest.raises(InputError, match="larger share"):
+        Sidecar.of(net, inputs).packed(0.001)
+
+
+def test_without_room_for_the_weights_they_are_read_before_they_are_silenced() -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed(0.08)
+    assert not packed.steps, "no room at this share"
+    fixed = refit(net, lesion(net), packed).network
+    hurt = silence(net, Anatomy.of(net).entries(lesion(net)).all)
+    assert distance(net, fixed, inputs) < 0.8 * distance(net, hurt, inputs)
+    with pytest.raises(InputError, match="the weights of the dead units"):
+        refit(hurt, lesion(net), packed)
+
+
+def test_refit_says_what_it_changed_and_leaves_the_network_alone() -> None:
+    net, inputs = wide()
+    before = net.sha256
+    units = [Unit("0", index) for index in range(9)]
+    done = refit(net, units, Sidecar.of(net, inputs))
+    assert done.refitted == ("2.weight", "2.bias")
+    assert not done.unrepaired
+    assert done.cost.examples == 0
+    assert net.sha256 == before
+    assert bool(Anatomy.of(net).dead(done.network)["0"][3])
+
+
+def test_refit_names_layers_that_it_cannot_make_up_for() -> None:
+    from cases import NETWORKS
+
+    case = NETWORKS["transformer-post-norm"]
+    net = case.network()
+    branch = next(group for group in Anatomy.of(net).groups if not group.owners["outgoing"])
+    done = refit(net, [Unit(branch.layer, 0)], Sidecar.of(net, case.inputs(64)))
+    assert "no weights of their own" in done.unrepaired[branch.layer]
+    assert refit(net, [Unit(branch.layer, 0)], Teacher(net, case.inputs(64))).unrepaired == {}
+
+
+def test_refit_refuses_units_that_do_not_exist() -> None:
+    net, inputs = wide()
+    sidecar = Sidecar.of(net, inputs)
+    with pytest.raises(AnatomyError, match="an index below 80"):
+        refit(net, [Unit("0", 80)], sidecar)
+    with pytest.raises(AnatomyError, match="a layer with units"):
+        refit(net, [Unit("fc9", 0)], sidecar)
+    assert refit(net, [], sidecar).refitted == ()
+
+
+def test_a_second_refit_hardly_moves_anything() -> None:
+    net, inputs = wide()
+    for source in (Sidecar.of(net, inputs), Sidecar.of(net, inputs).packed()):
+        once = refit(net, lesion(net), source).network
+        twice = refit(once, lesion(net), source).network
+        scale = distance(net, once, inputs)
+        assert distance(once, twice, inputs) < 0.01 * scale
+
+
+def test_refits_after_each_of_two_hits_equal_one_refit_of_both() -> None:
+    net, inputs = wide()
+    sidecar = Sidecar.of(net, inputs)
+    first, second = lesion(net)[:30], lesion(net)[30:]
+    stepwise = refit(refit(net, first, sidecar).network, first + second, sidecar).network
+    at_once = refit(net, first + second, sidecar).network
+    assert distance(stepwise, at_once, inputs) < 0.01 * distance(net, at_once, inputs)
+
+
+def test_importance_counts_inputs_as_often_as_it_says() -> None:
+    net, inputs = wide("cnn")
+    few = inputs[:6]
+    times = torch.tensor([1, 2, 1, 1, 3, 1])
+    weighted = Sidecar.of(net, few, importance=times.double())
+    repeated = Sidecar.of(net, few.repeat_interleave(times, 0))
+    for name, moment in repeated.moments.items():
+        assert torch.allclose(weighted.moments[name], moment, rtol=1e-4, atol=1e-6)
+    for wrong in (torch.ones(5), -torch.ones(6), torch.zeros(6), torch.full((6,), float("nan"))):
+        with pytest.raises(InputError, match="importance"):
+            Sidecar.of(net, few, importance=wrong)
+
+
+def test_importance_of_a_teacher_counts_the_same_way() -> None:
+    net, inputs = wide()
+    few, times = inputs[:100], torch.arange(100) % 3 + 1
+    hurt = silence(net, Anatomy.of(net).entries(lesion(net)).all)
+    weighted = refit(hurt, lesion(net), Teacher(net, few, times.double()), ridge=1e-3).network
+    repeated = refit(hurt, lesion(net), Teacher(net, few.repeat_interleave(times, 0)), ridge=1e-3).network
+    assert distance(weighted, repeated, inputs) < 1e-4 * distance(net, repeated, inputs)
+
+
+def test_doubt_is_largest_where_the_classes_are_level_and_has_mean_one() -> None:
+    outputs = torch.tensor([[5.0, 0.0, 0.0], [1.0, 0.9, 0.8], [0.0, 3.0, 2.9]])
+    weights = doubt(outputs, least=0.0)
+    assert weights.argmax() == 1
+    assert weights.argmin() == 0
+    assert float(weights.mean()) == pytest.approx(1.0)
+
+
+def test_a_sidecar_file_rescues_the_digits() -> None:
+    net, task = trained("digits")
+    packed = Sidecar.of(net, task.train.inputs).packed(1.0)
+    units = [u for u in Anatomy.of(net).units() if u.index % 2]
+    hurt = silence(net, Anatomy.of(net).entries(units).all)
+    fixed = refit(hurt, units, packed).network
+    assert task.score(fixed) > task.score(hurt) + 0.1
