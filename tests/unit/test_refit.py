@@ -12,7 +12,7 @@ from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Silence, StuckAt
-from planaria.damage.sites import RandomUnits
+from planaria.damage.sites import RandomEntries, RandomUnits
 from planaria.repair.readers import readers
 from planaria.repair.refit import Refit, Sidecar, Teacher
 
@@ -116,3 +116,44 @@ def test_a_network_of_two_layers_without_anything_else_is_refitted(bias: bool) -
     damaged, fixed = rescued(net, Sidecar.of(net, inputs), 0.3, 0)
     error = [float((n(inputs) - net(inputs)).square().mean()) for n in (damaged, fixed)]
     assert error[1] < error[0]
+
+
+@pytest.mark.parametrize("form", ["sidecar", "teacher"])
+def test_cut_connections_are_made_up_for_by_those_that_are_left(form: str) -> None:
+    net, task = trained("digits")
+    inputs = task.train.inputs[:1000]
+    source = Sidecar.of(net, inputs) if form == "sidecar" else Teacher(net, inputs)
+    # The sidecar knows what reads from units; the first layer reads the inputs.
+    first, *rest = Anatomy.of(net).matrices
+    site = RandomEntries(layers=tuple(rest) if form == "sidecar" else (first, *rest))
+    cut = Damage(Silence(), site).at(0.6)(net, stream(0, "x"))
+    fixed = next(Refit(source)(cut, stream(0, "x"))).network
+    for name, weight in cut.weights.items():
+        pinned = cut.plasticity[name] == 0
+        assert torch.equal(fixed.weights[name][pinned], weight[pinned])
+    before, after = (float((n(inputs) - net(inputs)).square().mean()) for n in (cut, fixed))
+    assert after < 0.5 * before
+    assert task.score(fixed) > task.score(cut)
+
+
+def test_the_shift_of_a_product_without_a_bias_goes_into_the_batch_norm_behind_it() -> None:
+    case = NETWORKS["cnn-batchnorm"]
+    net, inputs = case.network(), case.inputs(200, "moments")
+    damaged = Damage(Silence(), RandomUnits(layers=("0",))).at(0.5)(net, stream(0, "x"))
+    fixed = next(Refit(Sidecar.of(net, inputs))(damaged, stream(0, "x"))).network
+    assert not torch.equal(fixed.weights["5.bias"], damaged.weights["5.bias"])
+    without = fixed.with_weights({"5.bias": damaged.weights["5.bias"]})
+
+    def behind(n: Network) -> torch.Tensor:
+        return n.to_module()[:6].eval()(inputs)  # type: ignore[index, no-any-return]
+
+    with torch.no_grad():
+        errors = [float((behind(n) - behind(net)).square().mean()) for n in (fixed, without, damaged)]
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_a_refit_of_a_single_input_runs_the_way_torch_runs_single_inputs() -> None:
+    case = NETWORKS["transformer-post-norm"]
+    net = case.network()
+    inputs = case.inputs(5, "odd")
+    assert Sidecar.of(net, inputs, batch=4).moments.keys() == Sidecar.of(net, inputs).moments.keys()
