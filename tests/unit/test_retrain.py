@@ -169,6 +169,27 @@ def test_divergence_is_a_value_and_not_an_exception() -> None:
     assert task.score(end) == -float("inf")
 
 
+# ------------------------------------------------------------------------------- plasticity on the way
+
+
+def test_plasticity_may_change_from_update_to_update() -> None:
+    net, asked = CASE.network(), list[int]()
+    flow = Retrain(CASE.task(), SGD(0.1, momentum=0.0), batch=24)
+
+    def plasticity_at(update: int) -> dict[str, Tensor]:
+        asked.append(update)
+        return {name: torch.full_like(w, (0.0, 1.0, 0.25)[update]) for name, w in net.weights.items()}
+
+    a, b, c = (m.network for m in islice(flow.under(net, stream(0, "x"), plasticity_at), 3))
+    assert asked == [0, 1, 2]
+    assert a.sha256 == net.sha256
+    assert b.sha256 == after(flow, a, 1).sha256
+    full = after(flow, b, 1)
+    for name, weight in b.weights.items():
+        assert torch.allclose(c.weights[name], weight + 0.25 * (full.weights[name] - weight), atol=1e-6)
+    assert c.plasticity is net.plasticity
+
+
 # --------------------------------------------------------------------------------------------------- ledger
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import NETWORKS
+from cases import NETWORKS, NetworkCase
 from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.errors import AnatomyError, InputError
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Silence
-from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, rank
+from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, rank, sizes
 
 
 def layers_of(units: tuple[Unit, ...]) -> set[str]:
@@ -89,3 +89,50 @@ def test_a_site_drawn_twice_under_one_stream_name_is_the_same() -> None:
     site = RandomUnits()
     assert site.units(net, 0.5, stream(3, "a")) == site.units(net, 0.5, stream(3, "a"))
     assert site.units(net, 0.5, stream(3, "a")) != site.units(net, 0.5, stream(4, "a"))
+
+
+# ------------------------------------------------------------------------------------- sizes by activation
+
+
+def test_sizes_with_inputs_are_mean_activation_times_outgoing_norm() -> None:
+    case = NETWORKS["mlp-relu"]
+    net, x = case.network(), case.inputs(70)
+    hidden = torch.relu(x @ net.weights["0.weight"].T + net.weights["0.bias"])
+    wanted = hidden.abs().mean(0) * net.weights["2.weight"].norm(dim=0)
+    assert torch.allclose(sizes(net, inputs=x)["0"], wanted.double(), rtol=1e-5)
+    assert rank(net, layers=["0"], inputs=x)[0] == Unit("0", int(wanted.argmax()))
+    assert rank(net, layers=["0"], inputs=x) != rank(net, layers=["0"])
+
+
+def test_sizes_of_feature_maps_are_means_over_positions_behind_their_normalisation() -> None:
+    case = NETWORKS["cnn-batchnorm"]
+    net, x = case.network(), case.inputs(40)
+    maps = net.to_module()[:3](x).detach()  # type: ignore[index]
+    wanted = maps.abs().mean((0, 2, 3)) * net.weights["4.weight"].transpose(0, 1).flatten(1).norm(dim=1)
+    assert torch.allclose(sizes(net, inputs=x)["0"], wanted.double(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
+def test_every_kind_of_unit_has_a_size_on_inputs_and_a_silent_one_none(case: NetworkCase) -> None:
+    net = case.network()
+    anatomy = Anatomy.of(net)
+    found = sizes(net, anatomy.kinds, inputs=case.inputs(35))
+    assert {layer: len(size) for layer, size in found.items()} == {g.layer: g.count for g in anatomy.groups}
+    assert all(bool((size.isfinite() & (size >= 0)).all()) for size in found.values())
+    first = anatomy.groups[0].layer
+    silent = Damage(Silence(), RankedUnits((Unit(first, 0),))).at(1.0)(net, stream(0, "x"))
+    assert float(sizes(silent, layers=[first], inputs=case.inputs(35))[first][0]) == 0
+    assert sorted(rank(net, anatomy.kinds, inputs=case.inputs(3))) == sorted(anatomy.units())
+
+
+def test_a_last_part_of_another_length_counts_as_much() -> None:
+    case = NETWORKS["transformer-pre-norm"]
+    net, x = case.network(), case.inputs(33)
+    whole, first, last = (sizes(net, inputs=part) for part in (x, x[:32], x[32:]))
+    for layer, size in whole.items():
+        assert torch.allclose(size, (32 * first[layer] + last[layer]) / 33, rtol=1e-5)
+
+
+def test_inputs_of_another_shape_are_refused_in_words() -> None:
+    with pytest.raises(AnatomyError, match="runs on inputs of shape"):
+        rank(NETWORKS["mlp-relu"].network(), inputs=torch.zeros(4, 5))

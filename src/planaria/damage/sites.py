@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from planaria.core.anatomy import Anatomy, Slices, Unit
+from planaria.core.anatomy import Anatomy, Group, Slices, Unit
 from planaria.core.errors import InputError
+from planaria.core.graph import Watch, run
 from planaria.core.network import Network
 from planaria.core.trees import Entries
 
@@ -236,31 +237,114 @@ class RandomEntries:
         return Slices(incoming={}, scale={}, shift=entries, outgoing={})
 
 
-def rank(net: Network, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> tuple[Unit, ...]:
-    """Units by the size of their weights, largest first.
+PART = 32
+"""Inputs per forward pass when activations are looked at."""
 
-    Size: the Euclidean norm of the unit's outgoing entries, or of its incoming ones where it has none, divided by the
-    layer's mean.
+
+def rank(
+    net: Network,
+    kinds: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    *,
+    inputs: Tensor | None = None,
+) -> tuple[Unit, ...]:
+    """Units by their size (see `sizes`) relative to the layer's mean, largest first.
 
     Args:
         net: Any network with example inputs.
         kinds: Kinds of unit; by default all but branches.
         layers: Layer names; by default all.
+        inputs: Unlabelled inputs [examples, ...]; with them the order is that of a targeted attack.
 
-    Source: magnitude criterion of Li et al., 2017 (Pruning filters for efficient ConvNets), on the outgoing side.
+    Raises:
+        AnatomyError: If the network has no such units, or cannot run on the inputs.
 
-    Not guaranteed: that large weights mean large influence.
+    Source: magnitude criterion of Li et al., 2017 (Pruning filters for efficient ConvNets), on the outgoing side; with
+        inputs, the utility of Dohare et al., 2024 (Loss of plasticity in deep continual learning), with a norm for
+        the sum of absolute weights.
+
+    Not guaranteed: that a large size means a large influence.
     """
     sized: list[tuple[float, Unit]] = []
-    for group in Anatomy.of(net).select(kinds, layers):
+    for layer, size in sizes(net, kinds, layers, inputs=inputs).items():
+        relative = size / size.mean().clamp_min(1e-30)
+        sized += [(-float(s), Unit(layer, index)) for index, s in enumerate(relative)]
+    return tuple(unit for _, unit in sorted(sized, key=lambda pair: pair[0]))
+
+
+def sizes(
+    net: Network,
+    kinds: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    *,
+    inputs: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Size of every unit: how loudly it is heard, and with inputs, times how much it says.
+
+    Without inputs: the Euclidean norm of the unit's outgoing entries, or of its incoming ones where its layer has none.
+    With inputs: mean |activation| over inputs and positions, times the norm of the outgoing entries where its layer has
+    any (the activation of a head, where an attention is written out, is its weights). Units that the inputs do not
+    reach have size 0.
+
+    Args:
+        net: Any network with example inputs.
+        kinds: Kinds of unit; by default all but branches.
+        layers: Layer names; by default all.
+        inputs: Unlabelled inputs [examples, ...].
+
+    Returns:
+        Layer -> sizes [units], double precision, on the CPU.
+
+    Raises:
+        AnatomyError: If the network has no such units, or cannot run on the inputs.
+
+    Example:
+        >>> net = Network.of(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)),
+        ...                  torch.zeros(1, 2))
+        >>> sizes(net, inputs=torch.ones(8, 2))["0"].shape
+        torch.Size([3])
+    """
+    groups = Anatomy.of(net).select(kinds, layers)
+    spoken = None if inputs is None else _spoken(net, groups, inputs)
+    found: dict[str, Tensor] = {}
+    for group in groups:
         square = torch.zeros(group.count + 1, dtype=torch.float64)
         for name, owner in (group.owners["outgoing"] or group.owners["incoming"]).items():
             flat = net.weights[name].double().square().flatten().cpu()
             square.index_add_(0, torch.where(owner < 0, group.count, owner).flatten().cpu(), flat)
-        size = square[:-1].sqrt()
-        size = size / size.mean().clamp_min(1e-30)
-        sized += [(-float(s), Unit(group.layer, index)) for index, s in enumerate(size)]
-    return tuple(unit for _, unit in sorted(sized, key=lambda pair: pair[0]))
+        heard = square[:-1].sqrt()
+        if spoken is None:
+            found[group.layer] = heard
+        else:
+            said = spoken[group.layer]
+            found[group.layer] = said * heard if group.owners["outgoing"] else said
+    return found
+
+
+def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, Tensor]:
+    """Layer -> mean |activation| of its units over the inputs, measured at the units' gates."""
+    sums = {group.layer: torch.zeros(group.count + 1, dtype=torch.float64) for group in groups}
+    counts = {layer: torch.zeros_like(total) for layer, total in sums.items()}
+    length = 0
+    gates: dict[str, list[tuple[str, Tensor]]] = {}
+
+    def listen(tag: str, args: tuple[Any, ...], output: Any) -> None:
+        del args
+        for layer, labels in gates.get(tag, ()):
+            said = output.double().abs().flatten().cpu()
+            unit = torch.where(labels < 0, len(sums[layer]) - 1, labels).broadcast_to(output.shape).flatten()
+            sums[layer].index_add_(0, unit, said)
+            counts[layer].index_add_(0, unit, torch.ones_like(said))
+
+    for part in inputs.to(net.device).split(PART):
+        # Labels are as large as the activations they belong to, so a last, smaller part has labels of its own.
+        if len(part) != length:
+            length, gates = len(part), {}
+            for group in Anatomy.of(net, part).groups:
+                for tag, labels in group.gates if group.layer in sums else ():
+                    gates.setdefault(tag, []).append((group.layer, labels))
+        run(net, part, Watch(listen))
+    return {layer: total[:-1] / counts[layer][:-1].clamp_min(1) for layer, total in sums.items()}
 
 
 def _switch(where: str, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network, law
 from planaria.core.streams import lend
+from planaria.core.trees import Weights
 from planaria.measure.task import Task
 
 
@@ -136,6 +137,17 @@ class Retrain:
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """Moments of the training, one per update."""
+        return self.under(net, rng, lambda update: net.plasticity)
+
+    def under(self, net: Network, rng: Generator, plasticity_at: Callable[[int], Weights]) -> Iterator[Moment]:
+        """Moments of the training when plasticity changes on the way; the networks yielded keep their own.
+
+        Args:
+            net: The network; entries that it has pinned must be pinned at every update.
+            rng: Draws the batches.
+            plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by. May return the
+                same object again while nothing changes.
+        """
         data = self.task.train.to(net.device)
         size = min(self.batch, len(data))
         each = forward_multiply_adds(net, data.inputs)
@@ -153,7 +165,8 @@ class Retrain:
                 yield Moment(net, spent)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in moving)
-        held = {name for name in moving if not bool((net.plasticity[name] == 1).all())}
+        plasticity: Weights = {}
+        held: set[str] = set()
         optimiser = self.optimiser.build(moving.values())
         full = [group["lr"] for group in optimiser.param_groups]
         cost = Cost()
@@ -168,11 +181,15 @@ class Retrain:
                 done = min(1.0, cost.backward_passes / self.horizon)
                 for group, rate in zip(optimiser.param_groups, full, strict=True):
                     group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * done))
+            current = plasticity_at(cost.backward_passes)
+            if current is not plasticity:
+                plasticity = current
+                held = {name for name in moving if not bool((plasticity[name] == 1).all())}
             before = {name: moving[name].detach().clone() for name in held}
             optimiser.step()
             with torch.no_grad():
                 for name in held:
-                    moving[name].copy_(law(before[name], moving[name], net.plasticity[name]))
+                    moving[name].copy_(law(before[name], moving[name], plasticity[name]))
             now = net.with_weights(
                 {name: parameter.detach().clone() for name, parameter in moving.items()},
                 {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
