@@ -21,7 +21,8 @@ from planaria.damage.sites import Dose, RandomEntries, RandomUnits
 from planaria.repair.refit import Refit, Sidecar
 from planaria.repair.regrow import Regrow
 from planaria.repair.retrain import SGD, Retrain
-from planaria.study.rescue import Attempt, Criterion, Schedule, attempt, leave, rescue
+from planaria.study.rescue import Attempt, Criterion, attempt, rescue
+from planaria.study.schedule import Beforehand, Schedule, leave
 from purity import state
 
 SILENT = Damage(Silence(), RandomUnits())
@@ -197,3 +198,75 @@ def test_a_passing_fault_hits_once() -> None:
         assert bool((one.network.weights[name][alone] == 2.0).all()), "hit, lifted twice"
     for name, hit in late.items():
         assert bool((one.network.weights[name][hit] == 1.0).all()), "hit last, lifted once"
+
+
+# ------------------------------------------------------------------------- controls: the budget spent beforehand
+
+
+def endless(net: Network, rng: Generator, /) -> Iterator[Moment]:
+    """Spends updates and does nothing."""
+    del rng
+    count = 0
+    while True:
+        count += 1
+        yield Moment(net, Cost(backward_passes=count))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+def test_the_lesion_after_training_beforehand_is_the_batch_lesion(fault: object) -> None:
+    damage = Damage(fault, RandomUnits())  # type: ignore[arg-type]
+    whole = tried(leave, damage)
+    idle, taught = (tried(Beforehand(flow, 0.5, leave), damage, within=updates(10)) for flow in (endless, retrain()))
+    assert state(idle.network) == state(whole.network)
+    assert state(taught.network)[1] == state(whole.network)[1]
+    assert taught.damaged == whole.damaged
+    assert taught.units_deleted == whole.units_deleted
+
+
+@pytest.mark.parametrize("site", [RandomUnits(Dose("units")), RandomUnits(per_layer=True), RandomEntries()], ids=repr)
+def test_training_beforehand_does_not_move_the_lesion(site: object) -> None:
+    damage = Damage(Silence(), site)  # type: ignore[arg-type]
+    dose = 9 if isinstance(site, RandomUnits) and not site.dose.relative else 0.4
+    one = tried(Beforehand(retrain(), 0.7, retrain()), damage, dose, within=updates(10))
+    whole = damage.at(dose)(trained("clouds")[0], stream(0, "lesion"))
+    assert state(one.network)[1] == state(whole)[1]
+    for name, plasticity in whole.plasticity.items():
+        assert bool((one.network.weights[name][plasticity == 0] == 0).all())
+
+
+@pytest.mark.parametrize("bites", [1, 2, 5, 10])
+def test_a_control_spends_as_much_before_and_after_the_last_hit_as_the_schedule(bites: int) -> None:
+    schedule = tried(Schedule(retrain(), bites), within=updates(40))
+    control = tried(Beforehand(retrain(), (bites - 1) / bites, retrain()), within=updates(40))
+    assert control.cost.backward_passes == schedule.cost.backward_passes == 40
+    assert control.last_hit.backward_passes == schedule.last_hit.backward_passes == 40 - 40 // bites
+
+
+def test_before_the_lesion_nothing_is_dead_and_after_it_all_of_it_is() -> None:
+    one = tried(Beforehand(retrain(), 0.5, retrain()), within=updates(24))
+    assert {look.dead for look in one.looks[: one.hit]} == {0.0}
+    assert len({look.dead for look in one.looks[one.hit :]}) == 1
+    assert one.looks[one.hit].dead > 0
+    assert one.looks[0].validation == one.validation_before
+
+
+def test_training_beforehand_is_no_rescue() -> None:
+    one = tried(Beforehand(endless, 0.5, endless), dose=0.9, within=updates(40), criterion=Criterion(0.05, 1, 2))
+    assert one.looks[0].validation >= one.target
+    assert not one.rescued
+    free = tried(Beforehand(endless, 0.5, endless), dose=0.0, within=updates(40), criterion=Criterion(0.05, 1, 2))
+    assert free.rescue_cost is not None
+    assert free.rescue_cost.backward_passes == 20  # counted in total, and the training was part of it
+    assert free.row()["rescue_cost_since_last_hit"]["backward_passes"] == 0
+
+
+def test_what_training_that_ends_early_leaves_over_goes_to_the_repair() -> None:
+    one = tried(Beforehand(leave, 0.9, retrain()), within=updates(20))
+    assert one.cost.backward_passes == 20
+    assert one.last_hit.backward_passes == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_the_budget_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=r"Beforehand\.share.*from 0 to 1"):
+        Beforehand(leave, share, leave)

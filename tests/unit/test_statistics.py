@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from planaria.measure.statistics import (
     mean_interval,
     numpy_generator,
     paired_difference,
+    paired_test,
     student_quantile,
     wilson,
 )
@@ -445,6 +447,45 @@ def test_what_cannot_be_tested_says_why() -> None:
         "not tested: 1 draw, 5 needed",
         "not tested: the intact network is not better than chance",
     ]
+
+
+def test_the_sign_flip_test_counts_every_exchange_of_pairs() -> None:
+    a, b = [3.0, 5.0, 4.0, 7.0, 6.0], [1.0, 4.0, 4.5, 3.0, 5.0]
+    differences = np.subtract(a, b)
+    signs = itertools.product([1, -1], repeat=5)
+    by_hand = np.mean([abs(np.dot(sign, differences)) >= abs(differences.sum()) - 1e-12 for sign in signs])
+    assert paired_test(a, b, generator("unused")).p_value == by_hand
+    one_sided = paired_test([1.0, 2.0, 3.0, 4.0, 5.0], [0.0] * 5, generator("unused"))
+    assert one_sided.p_value == 2 / 2**5  # no five pairs say more
+
+
+def test_above_twelve_pairs_the_signs_are_sampled_and_agree() -> None:
+    rng = generator("pairs")
+    a = rng.normal(0.4, 1, 13)
+    sampled = paired_test(a, np.zeros(13), generator("signs")).p_value
+    signs = np.array(list(itertools.product([1, -1], repeat=13)))
+    exact = float((np.abs(signs @ a) >= abs(a.sum()) - 1e-12).mean())
+    assert sampled == pytest.approx(exact, abs=0.02)
+    assert paired_test(np.ones(40), np.zeros(40), generator("signs")).p_value == pytest.approx(1 / 10_001)
+
+
+def test_the_effect_is_the_mean_over_the_scatter_and_its_interval_covers() -> None:
+    found = paired_test([2.0, 3.0, 1.0, 4.0], [1.0, 1.0, 1.0, 1.0], generator("unused"))
+    assert found.effect.best == pytest.approx(1.5 / np.std([1, 2, 0, 3], ddof=1))
+    assert found.difference == paired_difference([2.0, 3.0, 1.0, 4.0], [1.0] * 4)
+    turned = paired_test([1.0] * 4, [2.0, 3.0, 1.0, 4.0], generator("unused"))
+    assert turned.effect == Estimate(-found.effect.high, -found.effect.best, -found.effect.low)
+    rng = generator("effects")
+    held = [paired_test(rng.normal(0.7, 1, 8), np.zeros(8), rng).effect for _ in range(400)]
+    assert 0.92 <= np.mean([one.low <= 0.7 <= one.high for one in held]) <= 0.98
+
+
+def test_one_pair_or_pairs_without_scatter_have_no_effect() -> None:
+    for a in ([2.0], [2.0, 2.0, 2.0]):
+        assert math.isnan(paired_test(a, [1.0] * len(a), generator("unused")).effect.best)
+    assert paired_test([2.0], [1.0], generator("unused")).p_value == 1
+    with pytest.raises(InputError, match="Pair them by seed"):
+        paired_test([1.0, 2.0], [1.0], generator("unused"))
 
 
 def test_the_words_follow_the_tests() -> None:

@@ -6,26 +6,52 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from planaria.core.errors import InputError, nearest
-from planaria.core.motion import Flow, after, settle
+from planaria.core.motion import Flow, after, chain, repeat, settle, updates
 from planaria.core.network import Network
+from planaria.core.streams import stream
 from planaria.measure.task import Task
-from planaria.repair.refit import Refit, Sidecar, Teacher
-from planaria.repair.regrow import Regrow
+from planaria.repair.distil import Distil
+from planaria.repair.dream import dream
+from planaria.repair.incoming import GradMax
+from planaria.repair.refit import Refit, Teacher
+from planaria.repair.regrow import Recycle, Regrow, Ripen
+from planaria.repair.restart import Restart
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
-from planaria.study.rescue import Schedule, leave
+from planaria.repair.sidecar import Sidecar, doubt
+from planaria.study.rescue import Repair
+from planaria.study.schedule import Beforehand, Schedule, leave
 
 MEANINGS = {
     "none": "control: nothing is done",
     "refit": "closed form from a sidecar stored before the damage; no data at repair time",
     "sequential": "closed form, layer by layer, from unlabelled inputs and the intact network",
+    "synthetic": "the same, from pink noise instead of inputs; no data at all",
+    "sequential+distil": "sequential, then training towards the intact network's outputs on the same unlabelled inputs",
     "retrain": "strategy 1: gradient descent on the surviving sub-network",
     "regrow": "strategy 2 (text of the paper): embryonic units, ten times as plastic as the rest",
     "regrow-new": "strategy 2 (caption of the paper): embryonic units, only these are trained",
+    "gradmax": "strategy 2 with incoming weights chosen by gradients (GradMax-like)",
+    "ripen": "strategy 2 in which only the embryonic units are trained at first, all alike after half of the budget",
+    "recycle": "strategy 1, and every 100 updates the least useful 2 % of the units are replaced by embryonic ones",
     "iterative": "strategy 3: the lesion in equal bites, retraining after each",
     "refit+retrain": "refit from the sidecar, then strategy 1 with what is left of the budget",
+    "extra": "control of iterative: as much training before its last hit, without damage, then strategy 1",
+    "dropout": "control of iterative: as much training with dropout of units beforehand, then strategy 1",
+    "faults": "control of iterative: as much training with faults drawn anew at every update, then strategy 1",
+    "scratch": "control: what survives drawn anew and trained, a new network of the reduced size",
 }
+ALL = "all"
+"""Word for every repair there is."""
+ON_REQUEST = ("synthetic", "sequential+distil", "gradmax", "ripen", "recycle", "faults")
+"""Repairs that are run only when they are named: relatives of those that are run by default."""
+CLOSED_FORM = ("none", "refit", "sequential", "synthetic")
+"""Repairs without gradients."""
 SIDECAR_INPUTS = 10_000
+RECYCLED_EVERY = 100
+"""Updates between two recyclings: what a new unit needs before it can be told from a useless one."""
 _OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
     "adam": Adam,
     "adamw": AdamW,
@@ -44,6 +70,7 @@ class Settings:
         batch: Examples per update.
         bites: Damage events of the iterative schedule.
         inputs: Unlabelled inputs of the sequential refit.
+        updates: Budget; learning rates fall along a half cosine from their full value to 0 within it.
     """
 
     optimiser: str
@@ -51,6 +78,7 @@ class Settings:
     batch: int
     bites: int
     inputs: int
+    updates: int
 
     def build(self) -> Optimiser:
         """The optimiser.
@@ -67,12 +95,14 @@ class Settings:
 
 
 def checked_names(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Names of repairs, each once; all of them by default.
+    """Names of repairs, each once; by default all but those that are run on request only.
 
     Raises:
         InputError: On an unknown name, or none.
     """
     if names is None:
+        return tuple(name for name in MEANINGS if name not in ON_REQUEST)
+    if names == (ALL,):
         return tuple(MEANINGS)
     if not names:
         raise InputError("--repairs", "at least one repair", "none", nearest("", MEANINGS))
@@ -84,7 +114,7 @@ def checked_names(names: tuple[str, ...] | None) -> tuple[str, ...]:
 
 def build_repairs(
     names: tuple[str, ...], net: Network, task: Task, settings: Settings
-) -> tuple[dict[str, Flow | Schedule], Sidecar | None]:
+) -> tuple[dict[str, Repair], Sidecar | None]:
     """The repairs, ready to run; the sidecar is made now, from the intact network, if one is needed.
 
     Args:
@@ -94,29 +124,70 @@ def build_repairs(
         settings: How.
 
     Returns:
-        Name -> flow or schedule, and the sidecar.
+        Name -> flow, schedule or control, and the sidecar.
     """
-    retrain = Retrain(task, settings.build(), settings.batch)
-    unlabelled = task.train.inputs
     sidecar = None
     if any(name.startswith("refit") for name in names):
-        sidecar = Sidecar.of(net, unlabelled[:SIDECAR_INPUTS])
-    made: dict[str, Flow | Schedule] = {}
-    for name in names:
+        sidecar = Sidecar.of(net, *_unlabelled(net, task, SIDECAR_INPUTS))
+    inputs, importance = task.train.inputs[: settings.inputs], None
+    if any(name.startswith("sequential") for name in names):
+        inputs, importance = _unlabelled(net, task, settings.inputs)
+    teacher, known = Teacher(net, inputs, importance), len(inputs)
+
+    def retrain(share: float = 1.0) -> Retrain:
+        """Retraining over a share of the budget."""
+        return Retrain(task, settings.build(), settings.batch, horizon=max(1, round(share * settings.updates)))
+
+    def made(name: str) -> Repair:
+        bites = settings.bites
+        if name in {"extra", "dropout", "faults"}:
+            # What iterative repair has spent when its last bite comes.
+            return Beforehand(_training(name, task, settings, bites), (bites - 1) / bites, retrain(1 / bites))
+        if name.startswith("refit"):
+            assert sidecar is not None
+            return Refit(sidecar) if name == "refit" else after(settle(Refit(sidecar)), retrain())
         if name == "none":
-            made[name] = leave
-        elif name == "refit" and sidecar is not None:
-            made[name] = Refit(sidecar)
-        elif name == "refit+retrain" and sidecar is not None:
-            made[name] = after(settle(Refit(sidecar)), retrain)
-        elif name == "sequential":
-            made[name] = Refit(Teacher(net, unlabelled[: settings.inputs]))
-        elif name == "retrain":
-            made[name] = retrain
-        elif name == "regrow":
-            made[name] = after(Regrow(others=0.1), retrain)
-        elif name == "regrow-new":
-            made[name] = after(Regrow(others=0.0), retrain)
-        elif name == "iterative":
-            made[name] = Schedule(retrain, settings.bites)
-    return made, sidecar
+            return leave
+        if name == "sequential":
+            return Refit(teacher)
+        if name == "synthetic":
+            assert net.inputs is not None
+            return Refit(Teacher(net, dream(net.inputs, known, stream(0, "dream"))))
+        if name == "sequential+distil":
+            temperature = 4.0 if task.classes is not None else None
+            batch, number = min(settings.batch, known), settings.updates
+            distil = Distil(net, inputs, settings.build(), batch, temperature, horizon=number)
+            return after(settle(Refit(teacher)), distil)
+        if name == "ripen":
+            return Ripen(Regrow(others=0.0), retrain(), over=max(1, settings.updates // 2))
+        if name == "recycle":
+            cycle = min(RECYCLED_EVERY, settings.updates)
+            return repeat(chain(settle(retrain(cycle / settings.updates), updates(cycle)), Recycle(task, share=0.02)))
+        if name == "iterative":
+            return Schedule(retrain(1 / bites), bites)
+        if name == "scratch":
+            return after(Restart(), retrain())
+        if name == "gradmax":
+            return after(Regrow(others=0.1, incoming=GradMax(task)), retrain())
+        if name.startswith("regrow"):
+            return after(Regrow(others=0.0 if name == "regrow-new" else 0.1), retrain())
+        return retrain()
+
+    return {name: made(name) for name in names}, sidecar
+
+
+def _unlabelled(net: Network, task: Task, count: int) -> tuple[Tensor, Tensor | None]:
+    """Inputs of the training split, and for a classifier how undecided it is about each: those count more."""
+    few = task.train.take(min(count, len(task.train)))
+    return few.inputs, None if task.classes is None else doubt(task.outputs(net, few))
+
+
+def _training(name: str, task: Task, settings: Settings, bites: int) -> Flow:
+    """Training of the undamaged network, as a control of repair in bites."""
+    number = max(1, round(settings.updates * (bites - 1) / bites))
+    if name == "extra":
+        return Retrain(task, settings.build(), settings.batch, horizon=number)
+    from planaria.repair.harden import Dropout, Harden, UnitFaults
+
+    against = Dropout(0.5) if name == "dropout" else UnitFaults()
+    return Harden(task, against, settings.build(), settings.batch, horizon=number)

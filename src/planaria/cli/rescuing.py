@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from planaria.campaign.files import check_folder, write_atomic
 from planaria.cli import inputs
-from planaria.cli.repairs import MEANINGS, Settings, build_repairs, checked_names
-from planaria.cli.running import BEST, Run, announce, begin, files, folder_for, pace
+from planaria.cli.portraying import portray, sizes
+from planaria.cli.repairs import CLOSED_FORM, MEANINGS, Settings, build_repairs, checked_names
+from planaria.cli.results import gate, show
+from planaria.cli.running import BEST, COMPACT, Run, announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
-from planaria.core.motion import Budget, Flow, multiply_adds
+from planaria.core.motion import Budget, multiply_adds
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights
+from planaria.repair.refit import unread
 from planaria.repair.retrain import Retrain
-from planaria.study.rescue import Attempt, Criterion, Schedule, attempt, summarise
+from planaria.study.portrait import passes
+from planaria.study.rescue import Attempt, Criterion, Repair, attempt
+from planaria.study.summary import summarise
+from planaria.study.verdicts import judge
 from planaria.version import version
 
 CURVE = "0:1:11"
@@ -97,8 +100,8 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     if screen.as_json:
         screen.document(document)
     else:
-        _show(document, screen)
-    return _gate(document, options.fail_under, screen)
+        show(document, screen)
+    return gate(document, options.fail_under, screen)
 
 
 def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[str, Any]:
@@ -106,18 +109,21 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
     net, task = current.net, current.task
     damage = options.damage.on(net)
     repairs, sidecar = build_repairs(plan.names, net, task, plan.settings)
-    deaf = _unread(net, damage) if any(name.startswith("refit") for name in plan.names) else ()
+    deaf = {} if sidecar is None else unread(net, sidecar, _hit_layers(net, damage))
     if deaf:
-        note = (
-            f"The sidecar refit cannot repair units that no weights of their own are read by: {', '.join(deaf)}. "
-            "There it leaves the network as it is; sequential and retrain work."
-        )
+        told = "; ".join(f"{layer} ({why})" for layer, why in deaf.items())
+        note = f"The sidecar refit cannot make up for dead units of {told}. There it leaves the network as it is."
         current.document["warnings"].append(note)
         screen.warn(note)
     rescues = _Rescues(current, plan, damage, repairs, _budget(net, task, plan))
     response = current.response(damage, plan.curve, plan.draws, (plan.prepared.subject.seed,), screen)
     rows = rescues.rows(screen)
     best = rescues.best(rows)
+    portrait = None
+    if best is not None:
+        chosen = rescues.chosen(rows)
+        portrait = portray(current, damage, chosen, lambda: rescues.network(chosen), screen)
+    compacted = plan.folder / COMPACT
     settings = {
         "doses": list(plan.doses),
         "seeds": list(plan.seeds),
@@ -138,13 +144,21 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
             "refused": dict(sidecar.refused),
         },
     }
+    verdicts = judge(
+        rows,
+        tolerance=plan.criterion.tolerance,
+        response=response,
+        percent=task.scorer.name == "accuracy",
+    )
     document = {
         **current.document,
         "settings": settings,
         "rows": rows,
         "summary": summarise(rows, task.scorer.bounds),
         "response": response.to_dict(),
-        "files": files(plan.folder, best),
+        "verdicts": [verdict.to_dict() for verdict in verdicts],
+        "portrait": portrait,
+        "files": {**files(plan.folder, best), "compact": str(compacted) if compacted.exists() else None},
     }
     current.finish(document)
     return document
@@ -160,11 +174,11 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     batch = (128 if len(task.train) >= 5000 else 32) if options.batch is None else options.batch
     if batch < 1:
         raise InputError("--batch", "a number of at least 1", batch)
-    settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs)
-    settings.build()
     number = options.updates if options.updates is not None else (100 if quick else 400)
     if number < 1:
         raise InputError("--updates", "a number of at least 1", number)
+    settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs, number)
+    settings.build()
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
     sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
     damage = options.damage.on(sketch)
@@ -217,16 +231,18 @@ def _announce(plan: Plan, screen: Screen) -> int:
     task = plan.prepared.task
     net = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), plan.prepared.subject.taps)
     update, validate, test = pace(net, task, Retrain(task, plan.settings.build(), plan.settings.batch))
-    gradient = [n for n in plan.names if n not in {"none", "refit", "sequential"}]
+    gradient = [n for n in plan.names if n not in CLOSED_FORM]
     cells = len(plan.doses) * len(plan.seeds)
     trials = cells * len(plan.names)
     recipe = plan.prepared.recipe
     training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
     number = training + cells * len(gradient) * plan.updates
-    hits = sum(2 * plan.settings.bites if name == "iterative" else 1 for name in gradient)
+    stages = {"iterative": 2 * plan.settings.bites, "extra": 4, "dropout": 4, "faults": 4}
+    hits = sum(stages.get(name, 1) for name in gradient)
     looks = cells * (len(gradient) * (plan.updates // plan.criterion.every) + hits)
     curve = plan.draws * len(plan.curve)
-    estimate = number * update + looks * validate + (curve + 2 * trials) * test
+    portraits = 3 * passes(net, task, **sizes(plan.prepared.subject.quick))
+    estimate = number * update + looks * validate + (curve + 2 * trials + portraits) * test
     document = {
         "command": "rescue",
         "trials": trials,
@@ -247,8 +263,9 @@ class _Rescues:
     run: Run
     plan: Plan
     damage: Damage
-    repairs: dict[str, Flow | Schedule]
+    repairs: dict[str, Repair]
     budget: Budget
+    _kept: dict[str, Network] = field(default_factory=dict)
 
     def rows(self, screen: Screen) -> list[dict[str, Any]]:
         """All of them, finished ones from the ledger; ordered by dose, repair, seed."""
@@ -270,25 +287,32 @@ class _Rescues:
         return sorted(rows, key=lambda row: (row["dose"], place[row["repair"]], row["seed"]))
 
     def best(self, rows: list[dict[str, Any]]) -> Path | None:
-        """Save the best network, unless it is there already; None if nothing was repaired, or only to NaN.
-
-        Best: rescued before not rescued, then the largest dose, then the validation score.
-        """
-        repaired = [row for row in rows if row["repair"] != "none"]
-        if not repaired:
+        """Save the best network, unless it is there already; None if nothing was repaired, or only to NaN."""
+        if not any(row["repair"] != "none" for row in rows):
             return None
-        row = max(repaired, key=lambda r: (r["rescued"], r["dose"], _order(r["validation_after"])))
-        path = self.run.folder / BEST
+        row, path = self.chosen(rows), self.run.folder / BEST
         mark = self.run.id(what="best", of=self._mark(row["repair"], row["dose"], row["seed"]))
         if not (path.exists() and mark in self.run.ledger):
-            # Run again rather than kept: the same seed gives the same network.
-            done = self._attempt(row["repair"], row["dose"], row["seed"])
-            if not all(bool(weight.isfinite().all()) for weight in done.network.weights.values()):
+            net = self.network(row)
+            if not all(bool(weight.isfinite().all()) for weight in net.weights.values()):
                 return None
             words = {f"planaria.{key}": str(row[key]) for key in ("repair", "dose", "seed")}
-            write_atomic(path, pack_weights(done.network, words))
+            write_atomic(path, pack_weights(net, words))
             self.run.ledger.record(mark, {"what": "best", "repair": row["repair"], "dose": row["dose"]})
         return path
+
+    @staticmethod
+    def chosen(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The best repair: rescued before not rescued, then the largest dose, then the validation score."""
+        repaired = [row for row in rows if row["repair"] != "none"]
+        return max(repaired, key=lambda r: (r["rescued"], r["dose"], _order(r["validation_after"])))
+
+    def network(self, row: dict[str, Any]) -> Network:
+        """The network at the end of an attempt: run again once, since the same seed gives the same network."""
+        mark = self._mark(row["repair"], row["dose"], row["seed"])
+        if mark not in self._kept:
+            self._kept[mark] = self._attempt(row["repair"], row["dose"], row["seed"]).network
+        return self._kept[mark]
 
     def _mark(self, name: str, dose: float, seed: int) -> str:
         return self.run.id(what="attempt", repair=name, dose=dose, seed=seed)
@@ -309,77 +333,11 @@ class _Rescues:
         )
 
 
-def _unread(net: Network, damage: Damage) -> tuple[str, ...]:
-    """Layers that the damage hits and whose units have no outgoing entries."""
+def _hit_layers(net: Network, damage: Damage) -> tuple[str, ...]:
+    """Layers whose units the damage kills at its full dose."""
     hit = damage.at(1.0)(net, stream(0, "reach")) if damage.site.dose.relative else net
-    anatomy = Anatomy.of(net)
-    dead = anatomy.dead(hit)
-    return tuple(g.layer for g in anatomy.groups if bool(dead[g.layer].any()) and not g.owners["outgoing"])
+    return tuple(layer for layer, dead in Anatomy.of(net).dead(hit).items() if bool(dead.any()))
 
 
 def _order(score: float | None) -> float:
     return -math.inf if score is None else score
-
-
-def _show(document: dict[str, Any], screen: Screen) -> None:
-    """The table in the terminal."""
-    percent = document["task"]["score"] == "accuracy"
-    factor, digits = (100, 1) if percent else (1, 3)
-
-    def score(estimate: dict[str, float | None]) -> str:
-        best, low, high = (estimate[key] for key in ("best", "low", "high"))
-        if best is None:
-            return "-"
-        text = f"{best * factor:.{digits}f}"
-        return text if low is None or high is None else f"{text} [{low * factor:.{digits}f} {high * factor:.{digits}f}]"
-
-    def times(row: dict[str, Any]) -> str:
-        both = [row["rescue_updates"], row["rescue_updates_since_last_hit"]]
-        return " / ".join("-" if one is None or one["best"] is None else f"{one['best']:.0f}" for one in both)
-
-    unit = "accuracy in %" if percent else document["task"]["score"]
-    name = f"{document['network']['name']} on {document['task']['name']}"
-    grid = Table(title=f"{name}: {unit} on the test split", box=SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("repair", no_wrap=True)
-    for column in ("dose", "before", "damaged", "after", "rescued", "updates", "Gmadd", "s"):
-        grid.add_column(column, justify="right", no_wrap=True)
-    previous = None
-    for row in document["summary"]:
-        if previous not in (None, row["dose"]):
-            grid.add_section()
-        previous = row["dose"]
-        cost = row["cost"]
-        grid.add_row(
-            row["repair"],
-            f"{row['dose']:g}",
-            f"{row['before']['best'] * factor:.{digits}f}",
-            score(row["damaged"]),
-            score(row["after"]),
-            f"{row['rescued']}/{row['trials']}",
-            times(row),
-            f"{cost['multiply_adds'] / 1e9:.3g}",
-            f"{cost['seconds']:.2g}",
-        )
-    screen.table(grid)
-    settings = document["settings"]
-    screen.results.print(
-        f"rescued: validation score within {settings['tolerance']:g} of the intact one, {settings['consecutive']} "
-        f"evaluations in a row, in the work of {settings['updates']} updates. updates: median to rescue, total / "
-        f"since the last hit (- more than half not rescued). Brackets: 95 % interval over {len(settings['seeds'])} "
-        "seeds, for this one network.",
-        markup=False,
-    )
-    screen.places(document["files"])
-
-
-def _gate(document: dict[str, Any], fail_under: float | None, screen: Screen) -> int:
-    """Exit code 1 if the best repair misses the declared score at some dose."""
-    if fail_under is None:
-        return 0
-    reached: dict[float, float] = {}
-    for row in document["summary"]:
-        reached[row["dose"]] = max(reached.get(row["dose"], -math.inf), row["after"]["best"] or -math.inf)
-    missed = {dose: score for dose, score in reached.items() if score < fail_under}
-    for dose, score in missed.items():
-        screen.errors.print(f"Gate failed: {score:.4f} at dose {dose:g} is under {fail_under:g}.", style="red")
-    return 1 if missed else 0

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from planaria.campaign.files import check_folder
-from planaria.cli import inputs
+from planaria.cli import inputs, widths
+from planaria.cli.results import verdicts
 from planaria.cli.running import announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.network import Network
 from planaria.repair.retrain import Retrain
 from planaria.study.respond import Response
+from planaria.study.verdicts import judge
 from planaria.version import version
 
 
@@ -26,6 +29,8 @@ class Options:
     draws: int | None
     seeds: int
     expect: float | None
+    widths: str | None = None
+    networks: int | None = None
 
 
 def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
@@ -34,9 +39,11 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     prepared = inputs.prepare(subject)
     sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
     damage = options.damage.on(sketch)
-    text = ("0:1:11" if subject.quick else "0:1:21") if options.doses is None else options.doses
+    usual = "0:1:11" if subject.quick else "0:1:21"
+    text = (usual if options.widths is None else widths.DOSES) if options.doses is None else options.doses
     doses = inputs.curve_doses(damage, inputs.numbers("--doses", text, float))
     draws = options.damage.draws(options.draws, subject.quick)
+    sizes = widths.chosen(options.widths, options.networks, prepared, damage, len(doses), draws)
     seeds = tuple(range(subject.seed, subject.seed + options.seeds))
     identity = {
         **prepared.identity(),
@@ -46,15 +53,19 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         "seeds": list(seeds),
         "draws": draws,
         **options.damage.identity(),
+        **({} if sizes is None else sizes.identity()),
     }
     folder = screen.out or folder_for(subject, identity)
     check_folder(folder, identity, fresh=screen.fresh)
     if screen.dry_run:
-        return _announce(prepared, sketch, len(doses) * draws * len(seeds), str(folder), screen)
+        return _announce(prepared, sketch, len(doses) * draws * len(seeds), sizes, len(doses) * draws, folder, screen)
     try:
         with begin(prepared, identity, folder, screen, options.expect) as current:
             damage = options.damage.on(current.net)
             response = current.response(damage, doses, draws, seeds, screen)
+            scaling = None
+            if sizes is not None:
+                scaling = widths.finite_size_test(current, sizes, options.damage, doses, draws, screen)
             document = {
                 **current.document,
                 "settings": {
@@ -63,9 +74,12 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
                     "seeds": list(seeds),
                     "damage": repr(damage),
                     "unit": damage.site.dose.unit,
+                    **({} if sizes is None else sizes.identity()),
                 },
                 "rows": _rows(response, draws, seeds),
                 "response": response.to_dict(),
+                "scaling": None if scaling is None else scaling.to_dict(),
+                "verdicts": [verdict.to_dict() for verdict in judge(response=response, scaling=scaling)],
                 "files": files(folder),
             }
             current.finish(document)
@@ -75,6 +89,10 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         screen.document(document)
     else:
         _show(document, response, screen)
+        if scaling is not None:
+            widths.show(scaling, screen)
+        verdicts(document, screen)
+        screen.places(document["files"])
     return 0
 
 
@@ -86,20 +104,33 @@ def _rows(response: Response, draws: int, seeds: tuple[int, ...]) -> list[dict[s
     ]
 
 
-def _announce(prepared: inputs.Prepared, net: Network, evaluations: int, folder: str, screen: Screen) -> int:
+def _announce(
+    prepared: inputs.Prepared,
+    net: Network,
+    evaluations: int,
+    sizes: widths.Widths | None,
+    of_one: int,
+    folder: Path,
+    screen: Screen,
+) -> int:
     """What a dry run says."""
     task, recipe = prepared.task, prepared.recipe
     batch = 32 if recipe is None else recipe.batch
     update, _, test = pace(net, task, Retrain(task, batch=batch))
     training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
+    seconds = training * update + evaluations * test
+    if sizes is not None:
+        more, longer = widths.seconds(sizes, prepared, of_one)
+        training, seconds = training + more, seconds + longer
+        evaluations += of_one * len(sizes.widths) * sizes.networks
     document = {
         "command": "respond",
         "evaluations": evaluations,
         "updates": training,
         "forward_passes": training + evaluations,
         "backward_passes": training,
-        "seconds": round(training * update + evaluations * test, 1),
-        "folder": folder,
+        "seconds": round(seconds, 1),
+        "folder": str(folder),
     }
     return announce(document, net, screen)
 
@@ -120,4 +151,3 @@ def _show(document: dict[str, Any], response: Response, screen: Screen) -> None:
         f"{len(response.scores)} orders",
         markup=False,
     )
-    screen.places(document["files"])

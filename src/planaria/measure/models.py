@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ NAMES = ("mlp", *_IMAGE_NETWORKS)
 """Names of networks that `build` knows."""
 
 
-def build(text: str, example_shape: Shape, classes: int, seed: int) -> nn.Module:
+def build(text: str, example_shape: Shape, classes: int, seed: int, *, width: int | None = None) -> nn.Module:
     """The network a text stands for, with fresh weights.
 
     `mlp` (64-64 hidden), `mlp:784-256-256-10`, `mlp:784-256-10?act=tanh` (relu, tanh, sigmoid, gelu); `cnn`,
@@ -153,12 +154,15 @@ def build(text: str, example_shape: Shape, classes: int, seed: int) -> nn.Module
         example_shape: Shape of one input, without the batch.
         classes: Outputs per input, `Task.output_size`.
         seed: Fixes the initial weights; torch's global generator is left as it was.
+        width: Units of every hidden layer, instead of those in the text: for `mlp`, and for factories with an argument
+            `width`.
 
     Returns:
         A module in train mode, on the CPU.
 
     Raises:
-        InputError: Unknown name, sizes that do not fit the task, a factory that fails or returns no module.
+        InputError: Unknown name, sizes that do not fit the task, a factory that fails or returns no module, a width
+            for something that has none.
 
     Example:
         >>> build("mlp:64-32-10", (64,), 10, seed=0).layers[0]
@@ -172,11 +176,24 @@ def build(text: str, example_shape: Shape, classes: int, seed: int) -> nn.Module
         # Not torch.manual_seed, which would reseed every GPU too.
         torch.default_generator.manual_seed(generator.initial_seed())
         if name.partition("?")[0] in NAMES:
-            return _named(text, example_shape, classes)
+            wanted = text if width is None else _widened(text, example_shape, classes, width)
+            return _named(wanted, example_shape, classes)
         if not colon or not tail.replace(".", "_").isidentifier():
             remedy = f"{nearest(name, NAMES)} Or name a factory: path/file.py:function."
             raise InputError("--model", "a known network or a factory", repr(text), remedy)
-        return _users(text)
+        return _users(text, width)
+
+
+def _widened(text: str, shape: Shape, classes: int, width: int) -> str:
+    """The text of an mlp with other hidden sizes."""
+    plain, mark, query = text.partition("?")
+    name, _, tail = plain.partition(":")
+    if name != "mlp":
+        remedy = "Use mlp, or a factory of yours with an argument `width`."
+        raise InputError(f"--model {text}", "a network whose hidden layers have one width", name, remedy)
+    hidden = len(_sizes(tail, f"--model {text}")) - 2 if tail else 2
+    sizes = [math.prod(shape), *[width] * hidden, classes]
+    return f"mlp:{'-'.join(map(str, sizes))}{mark}{query}"
 
 
 def _named(text: str, shape: Shape, classes: int) -> nn.Module:
@@ -218,14 +235,33 @@ def _sizes(tail: str, where: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _users(text: str) -> nn.Module:
+def _users(text: str, width: int | None = None) -> nn.Module:
     where = f"--model {text}"
     factory = user_callable(text, where)
+    if width is not None:
+        factory = _of_width(factory, width, where)
     # A module is callable too, but calling it is no way to make one.
     made = copy.deepcopy(factory) if isinstance(factory, nn.Module) else called(factory, where)
     if not isinstance(made, nn.Module):
         raise InputError(where, "a function that returns an nn.Module", type(made).__name__, "Return the module.")
     return made
+
+
+def _of_width(factory: Callable[..., object], width: int, where: str) -> Callable[[], object]:
+    """The factory, called with its argument `width`."""
+    try:
+        if isinstance(factory, nn.Module):  # made already
+            raise TypeError
+        inspect.signature(factory).bind(width=width)
+    except (TypeError, ValueError):
+        name = where.rpartition(":")[2]
+        raise InputError(
+            where,
+            "a factory that takes the width of its hidden layers",
+            f"{name} without an argument `width`",
+            f"Write it as def {name}(width=64): ... and make every hidden layer that wide.",
+        ) from None
+    return lambda: factory(width=width)
 
 
 def check_fit(model: nn.Module, task: Task) -> None:

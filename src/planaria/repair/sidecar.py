@@ -115,15 +115,15 @@ class Sidecar:
     cost: Cost = field(default=Cost())
 
     @staticmethod
-    def of(net: Network, inputs: Tensor, *, batch: int = 256, importance: Tensor | None = None) -> Sidecar:
+    def of(net: Network, inputs: Tensor, importance: Tensor | None = None, *, batch: int = 256) -> Sidecar:
         """Take the moments of an intact network.
 
         Args:
             net: The intact network.
             inputs: Unlabelled inputs [examples, ...]; a thousand are usually enough.
-            batch: Inputs per forward pass.
             importance: Weight of each input in the moments [examples], at least 0; by default all the same. `doubt`
                 gives good ones for classifiers.
+            batch: Inputs per forward pass.
 
         Raises:
             InputError: If there are no inputs, or an activation is not finite.

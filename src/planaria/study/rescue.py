@@ -8,9 +8,8 @@ has seen.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,17 +17,23 @@ from torch import Generator
 
 from planaria.core.anatomy import Anatomy, Slices
 from planaria.core.errors import InputError
-from planaria.core.motion import Budget, Cost, Flow, Moment, updates, within
+from planaria.core.motion import Budget, Cost, Flow, updates, within
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
-from planaria.measure.statistics import Estimate, finite, kaplan_meier, mean_interval
+from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import Task
+from planaria.study.schedule import Beforehand, Schedule, Stage
+from planaria.study.schedule import leave as leave
+from planaria.study.summary import summarise
 
 ROUNDING = 1e-9
 """Far below one example, far above the rounding of a difference of scores."""
 BUDGET = updates(400)
 """Usual budget of a repair."""
+
+Repair = Flow | Schedule | Beforehand
+"""What can be tried on a lesion: a flow (the whole lesion at once, then the flow), or a schedule of both."""
 
 
 @dataclass(frozen=True)
@@ -59,37 +64,6 @@ class Criterion:
         for name in ("consecutive", "every"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise InputError(f"Criterion.{name}", "a number of at least 1", getattr(self, name))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Damage in bites with a repair after each: (repair o damage)^bites, total lesion and total budget fixed.
-
-    One bite is batch repair; as many bites as units is the paper's iterative damage-repair, one unit per event. Entries
-    are hit once. (Noise is relative to the weights at the time of the hit, so in bites it is not quite the same noise.)
-
-    Args:
-        flow: The repair.
-        bites: Number of damage events, at least 1; each adds dose / bites, and budget / bites is spent after each.
-
-    Raises:
-        InputError: If there is no bite.
-
-    Source: strategy 3 of the rescue paper.
-    """
-
-    flow: Flow
-    bites: int = 1
-
-    def __post_init__(self) -> None:
-        if self.bites < 1:
-            raise InputError("Schedule.bites", "a number of damage events of at least 1", self.bites)
-
-
-def leave(net: Network, rng: Generator, /) -> Iterator[Moment]:
-    """The repair that does nothing: the control."""
-    del rng
-    yield Moment(net)
 
 
 @dataclass(frozen=True)
@@ -217,7 +191,7 @@ def attempt(
     net: Network,
     damage: Damage,
     dose: float,
-    repair: Flow | Schedule,
+    repair: Repair,
     task: Task,
     *,
     name: str = "repair",
@@ -236,7 +210,7 @@ def attempt(
         net: The undamaged network.
         damage: Fault and site.
         dose: On the damage's axis.
-        repair: A flow (batch repair), or a Schedule.
+        repair: A flow (batch repair), a Schedule, or a Beforehand.
         task: Validation split decides, test split reports.
         name: For the record.
         seed: Of lesion and repair.
@@ -249,24 +223,24 @@ def attempt(
         The attempt, rescued or not.
     """
     net = net.with_inputs(task.train.inputs)
-    schedule = repair if isinstance(repair, Schedule) else Schedule(repair)
+    stages = repair.stages if isinstance(repair, (Schedule, Beforehand)) else Schedule(repair).stages
 
-    def struck(bite: int) -> Slices:
-        # Nested parts of the lesion that the undamaged network would get, whatever the repairs did in between.
-        return damage.site.select(net, _part(damage, dose, bite, schedule.bites), stream(seed, "lesion"))
+    def struck(stage: Stage) -> Slices:
+        # Nested parts of the lesion that the undamaged network would get, whatever was done to it in between.
+        return damage.site.select(net, _part(damage, dose, stage), stream(seed, "lesion"))
 
     def strike(now: Network, slices: Slices) -> Network:
         return damage.fault.strike(now, slices, stream(seed, "fault")) if slices.all else now
 
-    whole = strike(net, struck(schedule.bites))
+    whole = strike(net, struck(stages[-1]))
     known = task.score(whole) if damaged is None else damaged
     run = _Run(net, whole, task, criterion, within)
     earlier: Slices | None = None
-    for bite in range(1, schedule.bites + 1):
-        part = struck(bite)
+    for stage in stages:
+        part = struck(stage)
         # A fault that passes must not hit again what has been repaired since.
         hit = strike(run.now, part if earlier is None else part.without(earlier))
-        run.follow(hit, schedule.flow, stream(seed, "repair", name, bite), bite / schedule.bites)
+        run.follow(hit, stage.flow, stream(seed, "repair", name, stage.bite), stage.share)
         earlier = part
     return run.result(name, dose, seed, baseline or Baseline.of(net, task), known)
 
@@ -336,11 +310,11 @@ class _Run:
         return sum(int(states[n].sum()) for n in self._layers), sum(len(states[n]) for n in self._layers)
 
 
-def _part(damage: Damage, dose: float, bite: int, bites: int) -> float:
-    """Dose that has been reached after some of the bites."""
-    if bite == bites:
+def _part(damage: Damage, dose: float, stage: Stage) -> float:
+    """Dose that has been reached when a stage begins."""
+    if stage.bite == stage.bites:
         return dose
-    part = dose * bite / bites
+    part = dose * stage.bite / stage.bites
     return part if damage.site.dose.relative else float(round(part))
 
 
@@ -382,58 +356,10 @@ def _floats(estimate: Mapping[str, float | None]) -> dict[str, float]:
     return {key: float("nan") if value is None else value for key, value in estimate.items()}
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None = None) -> list[dict[str, Any]]:
-    """Means over seeds with 95 % intervals, and median times to rescue by Kaplan-Meier, per repair and dose.
-
-    Attempts that were not rescued count as censored at their total cost. Times are updates, counted in total from the
-    undamaged network and since the last hit.
-
-    Args:
-        rows: As made by `Attempt.row`.
-        bounds: Least and greatest possible score, to which intervals are clipped.
-
-    Returns:
-        One dictionary per repair and dose, in the order of appearance.
-    """
-    cells: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["repair"], row["dose"]), []).append(row)
-    return [_summary(repair, dose, members, bounds) for (repair, dose), members in cells.items()]
-
-
-def _summary(
-    repair: str, dose: float, rows: Sequence[Mapping[str, Any]], bounds: tuple[float, float] | None
-) -> dict[str, Any]:
-    def mean(key: str) -> dict[str, float | None]:
-        values = [-math.inf if row[key] is None else row[key] for row in rows]
-        return mean_interval(values, within=bounds).to_dict()
-
-    def median(key: str, total: str) -> dict[str, float | None] | None:
-        seen = [row[key] is not None for row in rows]
-        if not any(seen):
-            return None
-        times = [(row[key] or row[total])["backward_passes"] for row in rows]
-        estimate = kaplan_meier(times, seen).median
-        return None if estimate.best == float("inf") else estimate.to_dict()
-
-    return {
-        "repair": repair,
-        "dose": dose,
-        "trials": len(rows),
-        "before": mean("score_before"),
-        "damaged": mean("score_damaged"),
-        "after": mean("score_after"),
-        "rescued": sum(bool(row["rescued"]) for row in rows),
-        "rescue_updates": median("rescue_cost", "cost"),
-        "rescue_updates_since_last_hit": median("rescue_cost_since_last_hit", "cost_since_last_hit"),
-        "cost": {f.name: sum(row["cost"][f.name] for row in rows) / len(rows) for f in fields(Cost)},
-    }
-
-
 def rescue(
     net: Network,
     damage: Damage,
-    repairs: Mapping[str, Flow | Schedule],
+    repairs: Mapping[str, Repair],
     task: Task,
     *,
     doses: Sequence[float] = (0.3, 0.5, 0.7),
@@ -446,7 +372,7 @@ def rescue(
     Args:
         net: The undamaged network.
         damage: Fault and site.
-        repairs: Name -> flow or Schedule.
+        repairs: Name -> flow, Schedule or Beforehand.
         task: Validation split decides, test split reports.
         doses: On the damage's axis.
         seeds: One lesion and one repair run each.
