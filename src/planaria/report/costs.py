@@ -82,12 +82,12 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
             legendgroup=plain(name),
             showlegend=False,
             mode="lines",
-            line={"color": style(name)[0], "width": 1},
+            line={"color": style(name).colour, "width": 1},
             opacity=0.4,
             hoverinfo="skip",
         )
     for name, group in groups.items():
-        colour, symbol = style(name)
+        colour, symbol, dash = style(name)
         xs, median, dead = median_curve([evenly(row["curve"], limit) for row in group])
         ledger.append({m: [short(value) for value in column] for m, column in xs.items()})
         figure.add_scatter(
@@ -96,7 +96,7 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
             legendgroup=plain(name),
             # The few points of a closed form need markers to be seen.
             mode="lines+markers" if len(median) < 4 else "lines",
-            line={"color": colour, "width": 3.5},
+            line={"color": colour, "width": 3.5, "dash": dash},
             marker={"size": 11, "symbol": symbol, "line": {"color": "white", "width": 1}},
             customdata=[[say.score(v), say.dose(d)] for v, d in zip(median, dead, strict=True)],
             hovertemplate=f"{plain(name)}, median of seeds<br>{_COST}: %{{customdata[0]}}<br>"
@@ -113,7 +113,7 @@ def rescue_figure(document: Document, dose: float) -> go.Figure | None:
             hovertemplate=f"damaged: {say.score(damaged)}<extra></extra>",
         )
     for name, group in groups.items():
-        colour, symbol = style(name)
+        colour, symbol, _ = style(name)
         medians = {m: median_to_rescue(group, m, since_last_hit=False) for m in MEASURES}
         if target is None or medians["updates"] is None:
             continue
@@ -168,7 +168,7 @@ def _measures(figure: go.Figure, ledger: list[Ledger], hits: dict[str, dict[str,
                 "yref": "paper",
                 "layer": "below",
             }
-            | {"line": {"color": style(name)[0], "width": 1.5, "dash": "dashdot"}}
+            | {"line": {"color": style(name).colour, "width": 1.5, "dash": "dashdot"}}
             for name, hit in hits.items()
         ]
         notes = [
@@ -180,8 +180,8 @@ def _measures(figure: go.Figure, ledger: list[Ledger], hits: dict[str, dict[str,
                 "xanchor": sides[name][0],
                 "xshift": sides[name][1],
             }
-            | {"text": f"{plain(name)}: last hit", "showarrow": False, "font": {"size": 13}}
-            for name, hit in hits.items()
+            | {"text": f"{plain(name)}: last hit", "showarrow": False, "font": {"size": 13}, "yshift": 17 * row}
+            for row, (name, hit) in enumerate(hits.items())
         ]
         change = {
             "shapes": levels + lines,
@@ -244,7 +244,7 @@ def ledger_figure(document: Document) -> go.Figure | None:
             hovertemplate=f"median {_COST}<extra></extra>",
         )
         for name, rescued in ((name, rescued) for name in names for rescued in (True, False)):
-            colour, symbol = style(name)
+            colour, symbol, _ = style(name)
             # Trials side by side: many seeds are rescued at the same evaluation.
             chosen = [
                 (row, y + 0.3 - 0.6 * (index + 0.5) / len(rows))

@@ -10,7 +10,7 @@ import html
 import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planaria.report.reading import Interval, Notation
 
@@ -20,35 +20,116 @@ if TYPE_CHECKING:
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID = "#1d2733", "#7a8694", "#e3e7ec"
 
-# Okabe & Ito's colours, told apart under all common colour blindness; the marker repeats the difference in
-# print.
+
+class Style(NamedTuple):
+    """How one repair or method is drawn.
+
+    Attributes:
+        colour: Hexadecimal colour, readable on light and on dark paper.
+        symbol: Plotly's name of a marker that also exists open.
+        dash: Plotly's name of a line pattern.
+    """
+
+    colour: str
+    symbol: str
+    dash: str = "solid"
+
+
+# Repairs and ways of hardening. Okabe & Ito's colours for those of the paper, told apart under all common colour
+# blindness. Hues do not last for all names: relatives are neighbours in hue, and marker and dash tell them apart,
+# in print as well.
 _KNOWN = {
-    "refit": ("#E69F00", "diamond"),
-    "refit+retrain": ("#D55E00", "star"),
-    "retrain": ("#0072B2", "circle"),
-    "regrow": ("#009E73", "square"),
-    "regrow-new": ("#56B4E9", "triangle-up"),
-    "iterative": ("#AA4499", "triangle-down"),
-    "sequential": ("#8C6B4A", "hexagon"),
-    "none": (MUTED, "cross"),
+    "refit": Style("#E69F00", "diamond"),
+    "refit+retrain": Style("#D55E00", "star"),
+    "refit+distil": Style("#B5485A", "star-diamond", "dash"),
+    "synthetic": Style("#999933", "pentagon", "dash"),
+    "sequential": Style("#8C6B4A", "hexagon"),
+    "distil": Style("#E0798C", "hexagram", "dash"),
+    "retrain": Style("#0072B2", "circle"),
+    "extra": Style("#7A6FD0", "circle-cross", "dash"),
+    "scratch": Style("#8A93C9", "x", "dot"),
+    "regrow": Style("#009E73", "square"),
+    "regrow-new": Style("#56B4E9", "triangle-up"),
+    "gradmax": Style("#44AA99", "triangle-left", "dash"),
+    "recycle": Style("#6FB52C", "triangle-right", "dash"),
+    "ripen": Style("#3D9140", "square-cross", "dashdot"),
+    "iterative": Style("#AA4499", "triangle-down"),
+    "dropout": Style("#C77CC0", "hourglass", "dash"),
+    "faults": Style("#D9822B", "bowtie", "dash"),
+    "targeted": Style("#7C5BA6", "pentagon", "dashdot"),
+    "sam": Style("#2F8FA8", "square", "dashdot"),
+    "b3": Style("#6B8E23", "diamond", "dash"),
+    "damage-repair": Style("#AA4499", "triangle-down"),
+    "none": Style(MUTED, "cross"),
+    "plain": Style(MUTED, "cross"),
 }
 _OTHERS = (
-    ("#999933", "pentagon"),
-    ("#CC6677", "hexagram"),
-    ("#7A6FD0", "cross"),
-    ("#44AA99", "bowtie"),
-    ("#B07AA1", "hourglass"),
+    Style("#999933", "pentagon"),
+    Style("#CC6677", "hexagram"),
+    Style("#7A6FD0", "cross"),
+    Style("#44AA99", "bowtie"),
+    Style("#B07AA1", "hourglass"),
 )
+# A sequential scale in one order of lightness, none so light or so dark that it is lost on its paper.
+_SCALE = ((236, 168, 52), (217, 95, 78), (160, 62, 140), (92, 72, 190))
 
 
-def style(repair: str) -> tuple[str, str]:
-    """Colour and marker of a repair, the same in every figure and document.
+def style(repair: str) -> Style:
+    """Colour, marker and dash of a repair or method, the same in every figure and document.
 
     Example:
         >>> style("refit")
-        ('#E69F00', 'diamond')
+        Style(colour='#E69F00', symbol='diamond', dash='solid')
     """
-    return _KNOWN.get(repair) or _OTHERS[zlib.crc32(repair.encode()) % len(_OTHERS)]
+    other = _OTHERS[zlib.crc32(repair.encode()) % len(_OTHERS)]
+    base = _KNOWN.get(repair.partition(":")[0])  # "dropout:0.3" is of dropout's colour
+    return _KNOWN.get(repair) or (other if base is None else Style(base.colour, other.symbol, "dot"))
+
+
+def shade(place: float) -> str:
+    """Colour of the sequential scale at a place from 0 to 1.
+
+    Example:
+        >>> shade(0.0), shade(1.0)
+        ('#eca834', '#5c48be')
+    """
+    at = min(max(place, 0.0), 1.0) * (len(_SCALE) - 1)
+    index = min(int(at), len(_SCALE) - 2)
+    pairs = zip(_SCALE[index], _SCALE[index + 1], strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * (at - index)):02x}" for a, b in pairs)
+
+
+def tint(colour: str, opacity: float) -> str:
+    """A hexadecimal colour that lets through what is below it.
+
+    Example:
+        >>> tint("#0072B2", 0.25)
+        'rgba(0,114,178,0.25)'
+    """
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def ribbon(
+    x: Sequence[float | None],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    colour: str,
+    opacity: float = 0.25,
+) -> dict[str, Any] | None:
+    """Arguments of the filled trace between two lines; None where no place has both."""
+    band = [(d, a, b) for d, a, b in zip(x, low, high, strict=False) if None not in (d, a, b)]
+    if not band:
+        return None
+    return {
+        "x": [d for d, _, _ in band] + [d for d, _, _ in reversed(band)],
+        "y": [b for _, _, b in band] + [a for _, a, _ in reversed(band)],
+        "fill": "toself",
+        "fillcolor": tint(colour, opacity),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+    }
 
 
 def plain(text: object) -> str:
@@ -135,6 +216,11 @@ def dose_axis(figure: go.Figure, say: Notation, doses: Sequence[float | None]) -
 def score_axis(figure: go.Figure, say: Notation, split: str) -> None:
     """Scores along y."""
     figure.update_yaxes(title_text=f"{say.score_word}, {split} split", tickformat="~%" if say.percent else None)
+
+
+def share_axis(figure: go.Figure, title: str) -> None:
+    """Shares from 0 to 1 along y."""
+    figure.update_yaxes(title_text=title, tickformat="~%", range=[-0.03, 1.06], dtick=0.25)
 
 
 def reach(values: Iterable[float | None]) -> list[float]:

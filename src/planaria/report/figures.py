@@ -2,8 +2,7 @@
 
 Each function is pure: a document in, a Plotly figure out, or None where the document has nothing to show. A
 repair has one colour and one marker everywhere, by its name. Titles say what is seen; the subtitle says how
-to
-read it. The two figures with a cost along x are written in `costs.py`.
+to read it. The two figures with a cost along x are written in `costs.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from planaria.report.drawing import (
     dress,
     level,
     plain,
+    ribbon,
     score_axis,
     short,
     style,
@@ -76,18 +76,9 @@ def response_figure(document: Document) -> go.Figure | None:
             opacity=0.4,
             hoverinfo="skip",
         )
-    band = [(d, a, b) for d, a, b in zip(x, low, high, strict=False) if None not in (d, a, b)]
+    band = ribbon(x, low, high, "#0072B2")
     if band:
-        figure.add_scatter(
-            x=[d for d, _, _ in band] + [d for d, _, _ in reversed(band)],
-            y=[b for _, _, b in band] + [a for _, a, _ in reversed(band)],
-            name="95% interval",
-            fill="toself",
-            fillcolor="rgba(0,114,178,0.25)",
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-        )
+        figure.add_scatter(**band, name="95% interval")
     figure.add_scatter(
         x=x,
         y=mean,
@@ -162,9 +153,9 @@ def summary_figure(document: Document) -> go.Figure | None:
         return None
     figure = go.Figure()
     gap = min((b - a for a, b in pairwise(axis)), default=axis[0] or 1.0)
-    lines = [("damaged, not repaired", MUTED, "x", damaged)]
+    lines = [("damaged, not repaired", MUTED, "x", "dot", damaged)]
     lines += [(plain(name), *style(name), points) for name, points in after.items()]
-    for place, (name, colour, symbol, points) in enumerate(lines):
+    for place, (name, colour, symbol, dash, points) in enumerate(lines):
         shown = sorted(points)
         # Side by side, so that no interval hides another.
         shift = (place - (len(lines) - 1) / 2) * 0.035 * gap
@@ -173,7 +164,7 @@ def summary_figure(document: Document) -> go.Figure | None:
             y=[points[dose][1] for dose in shown],
             name=name,
             mode="lines+markers",
-            line={"color": colour, "width": 2.5, "dash": "dot" if points is damaged else "solid"},
+            line={"color": colour, "width": 2.5, "dash": dash},
             marker={"size": 11, "symbol": symbol},
             error_y=bars([points[dose] for dose in shown], colour),
             customdata=[[say.dose(d), f"{say.score(points[d][1])} {say.spread(points[d])}"] for d in shown],

@@ -8,43 +8,34 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from planaria.report.drawing import style
+from planaria.report import hardening, scaling, survival, survival_figures
 from planaria.report.figures import ledger_figure, rescue_figure, response_figure, summary_figure
-from planaria.report.reading import (
-    DASH,
-    Document,
-    Notation,
-    best_row,
-    count,
-    doses,
-    evenly,
-    interval,
-    number,
-    repairs,
-    rescues,
-    same_dose,
-    seconds,
-)
-from planaria.report.words import headline, name_of, terms, verdict
+from planaria.report.reading import DASH, Document, Notation, count, doses, evenly, number, part, records
+from planaria.report.tables import Table, cards, comparison, portrait
+from planaria.report.terms import terms
+from planaria.report.words import headline, name_of, verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Words = tuple[str, list[tuple[str, list[str]]]]
+Apart = tuple[Words, list[dict[str, Any]]]
+
 # Beyond these the page would be unreadable; the complete rows are in results.csv beside it.
-_RESCUE_FIGURES, _TABLE_DOSES, _TABLE_REPAIRS, _LAYERS, _WARNINGS = 6, 12, 24, 80, 20
+_RESCUE_FIGURES, _LAYERS, _WARNINGS = 6, 80, 20
 
 
 def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: A `rescue` or `respond` result as the command line prints it with `--json`.
+        document: A result of `rescue`, `respond`, `survive` or `harden` as the command line prints it with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -62,24 +53,33 @@ def render(document: Document, *, folder: Path | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown, settings = evenly(doses(document), _RESCUE_FIGURES), document.get("settings") or {}
+    settings = document.get("settings") or {}
+    # What walks and methods have in rows is another kind of trial: no comparison of repairs at a dose.
+    apart = next((key for key in _APART if part(document, key)), None)
+    compared = {**document, "rows": [], "summary": [], "response": None} if apart else document
+    shown = evenly(doses(compared), _RESCUE_FIGURES)
     figures = {
-        "response": [response_figure(document)],
-        "summary": [summary_figure(document)],
-        "rescue": [rescue_figure(document, dose) for dose in shown],
-        "ledger": [ledger_figure(document)],
+        "response": [response_figure(compared)],
+        "widths": [scaling.widths_figure(document), scaling.exponent_figure(document)],
+        "summary": [summary_figure(compared)],
+        "rescue": [rescue_figure(compared, dose) for dose in shown],
+        "ledger": [ledger_figure(compared)],
     }
+    told, sections = _APART[apart](document) if apart else ((headline(document), verdict(document)), [])
     context = {
         "command": str(document.get("command") or "result"),
-        "headline": headline(document),
+        "headline": told[0],
         "network": _network(document),
         "task": _task(document),
         "facts": _facts(document),
         "warnings": _warnings(document),
-        "verdict": verdict(document),
+        "verdict": told[1],
+        "cards": cards(document),
         "figures": {key: [_figure(f) for f in group if f is not None] for key, group in figures.items()},
-        "left_out": len(doses(document)) - len(shown),
-        "table": _table(document),
+        "sections": sections,
+        "left_out": len(doses(compared)) - len(shown),
+        "table": comparison(compared),
+        "portrait": portrait(document),
         "meanings": _pairs(settings.get("meanings")),
         "settings": _pairs({key: value for key, value in settings.items() if key != "meanings"}),
         "run": _run(document),
@@ -91,6 +91,62 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     # The bundle is put in after rendering: five megabytes need no trip through the template engine.
     before, after = page.from_string(source).render(context).rsplit("PLOTLY-BUNDLE", 1)
     return before + str(Markup(get_plotlyjs())) + after
+
+
+def _section(
+    title: str,
+    *figures: go.Figure | None,
+    table: Table | None = None,
+    note: str = "",
+    pairs: Sequence[tuple[str, str]] = (),
+) -> list[dict[str, Any]]:
+    """A part of the page, or nothing where it has neither figure nor table."""
+    drawn = [_figure(figure) for figure in figures if figure is not None]
+    section = {"title": title, "figures": drawn, "table": table, "note": note, "pairs": list(pairs)}
+    return [section] if drawn or table else []
+
+
+def _survival(document: Document) -> Apart:
+    settings = document.get("settings") or {}
+    sections = [
+        *_section("Event by event", survival_figures.trajectory_figure(document)),
+        *_section(
+            "How long the network lasts",
+            survival_figures.survival_figure(document),
+            survival_figures.retention_figure(document),
+        ),
+        *_section("How it comes back", survival_figures.return_figure(document)),
+        *_section(
+            "The repairs compared",
+            table=survival.survival_table(document),
+            note="Means over walks with 95% intervals over seeds; medians count walks that have not left as later.",
+            pairs=_pairs(settings.get("meanings")),
+        ),
+        *_section(
+            "Does turnover build resilience?",
+            survival_figures.turnover_figure(document),
+            table=survival.rate_table(document),
+        ),
+    ]
+    return (survival.headline(document), survival.verdict(document)), sections
+
+
+def _hardening(document: Document) -> Apart:
+    sections = [
+        *_section(
+            "The methods compared",
+            table=hardening.hardening_table(document),
+            note="Means over seeds with 95% intervals. Bold: highest of its column; where intervals overlap, the order "
+            "is not settled.",
+            pairs=hardening.meanings(document),
+        ),
+        *_section("What damage does", *(hardening.hardening_figure(document, kind) for kind in hardening.KINDS)),
+        *_section("What hardening costs", hardening.tradeoff_figure(document)),
+    ]
+    return (hardening.headline(document), hardening.verdict(document)), sections
+
+
+_APART = {"survival": _survival, "hardening": _hardening}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:
@@ -121,6 +177,11 @@ def _facts(document: Document) -> list[dict[str, str]]:
     rows = document.get("rows") or []
     seeds, draws = ({row[key] for row in rows if row.get(key) is not None} for key in ("seed", "draw"))
     runs = ("Draws", count(len(draws)), "") if draws else ("Trials", count(len(rows)), _many(len(seeds), "seed"))
+    lives, methods = (records(part(document, a).get(b)) for a, b in (("survival", "repairs"), ("hardening", "methods")))
+    if lives:
+        runs = ("Events", count(number(part(document, "survival").get("events"))), _many(len(lives), "repair"))
+    if methods:
+        runs = ("Methods", count(len(methods)), "")
     facts = [
         (
             "Intact, test split",
@@ -155,63 +216,6 @@ def _warnings(document: Document) -> list[str]:
     told = [str(warning) for warning in document.get("warnings") or []]
     more = len(told) - _WARNINGS
     return [*told[:_WARNINGS], f"{more} more warnings are in the JSON result."] if more > 0 else told
-
-
-def _table(document: Document) -> dict[str, Any]:
-    """The comparison: one block per dose, one line per repair, the best one marked."""
-    say, summary = Notation.of(document), document.get("summary") or []
-    blocks = []
-
-    def score(estimate: object) -> str:
-        # The unit stands in the head of the table.
-        return say.score(interval(estimate)[1]).removesuffix("%")
-
-    for dose in evenly(doses(document), _TABLE_DOSES):
-        rows = [row for row in summary if same_dose(row.get("dose"), dose)]
-        best, lines = best_row(document, dose), []
-        for row in rows[:_TABLE_REPAIRS]:
-            cost = row.get("cost") or {}
-            lines.append(
-                {
-                    "repair": str(row.get("repair")),
-                    "colour": style(str(row.get("repair")))[0],
-                    "mark": ("cheapest" if rescues(best) else "closest") if row is best else "",
-                    "before": score(row.get("before")),
-                    "damaged": score(row.get("damaged")),
-                    "after": score(row.get("after")),
-                    "interval": say.spread(interval(row.get("after"))),
-                    "rescued": f"{count(number(row.get('rescued')))} of {count(number(row.get('trials')))}",
-                    "total": _updates(row.get("rescue_updates")),
-                    "since": _updates(row.get("rescue_updates_since_last_hit")),
-                    "examples": count(number(cost.get("examples"))),
-                    "labels": count(number(cost.get("labels"))),
-                    "multiply_adds": count(number(cost.get("multiply_adds"))),
-                    "seconds": seconds(number(cost.get("seconds"))),
-                }
-            )
-        if lines:
-            blocks.append({"dose": say.dose(dose), "lines": lines})
-    shown = sum(len(block["lines"]) for block in blocks)
-    return {
-        "blocks": blocks,
-        "left_out": max(0, len(summary) - shown),
-        "many": len(repairs(document)) > 1,
-        "score": f"{say.score_word} on the test split{', %' if say.percent else ''}",
-    }
-
-
-def _updates(estimate: object) -> dict[str, str]:
-    """A Kaplan-Meier median with its interval, whose upper end may lie beyond the budget."""
-    low, best, high = interval(estimate)
-    if best is None:
-        return {"value": "not reached", "interval": ""}
-    if low == high:
-        # One trial, or none of the spread that an interval would show.
-        return {"value": count(best), "interval": ""}
-    return {
-        "value": count(best),
-        "interval": f"[{count(low)}, ∞)" if high is None else f"[{count(low)}, {count(high)}]",
-    }
 
 
 def _network(document: Document) -> dict[str, Any]:

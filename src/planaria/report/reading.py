@@ -7,7 +7,7 @@ document is trusted to be there: a missing, null or non-finite number reads as N
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,55 @@ def seconds(value: float | None) -> str:
     return f"{1000 * value:.2g} ms" if value < 0.0995 else f"{value:.3g} s" if value < 10 else f"{value:,.1f} s"
 
 
+def share(value: float | None) -> str:
+    """A share in percent.
+
+    Example:
+        >>> share(0.9312), share(None) == DASH
+        ('93.1%', True)
+    """
+    return DASH if value is None else f"{100 * value:.1f}%"
+
+
+def amount(value: float | None) -> str:
+    """A number of unknown kind: a count whole, everything else with three digits.
+
+    Example:
+        >>> amount(1200.0), amount(0.04312), amount(250.4), amount(3.2e-7)
+        ('1,200', '0.0431', '250', '3.2e-07')
+    """
+    if value is None:
+        return DASH
+    return count(value) if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
+
+
+def written(value: object, write: Callable[[float | None], str]) -> tuple[str, str]:
+    """A number or an estimate as text: its value, and its interval in brackets where it has one.
+
+    An estimate without an upper end is a time whose upper end lies beyond what was observed.
+
+    Example:
+        >>> written({"low": 0.1, "best": 0.2, "high": 0.3}, share), written(0.2, share)
+        (('20.0%', '[10.0, 30.0]'), ('20.0%', ''))
+    """
+    low, best, high = interval(value) if isinstance(value, Mapping) else (None, number(value), None)
+    if best is None or low is None or low == high:
+        return write(best), ""
+    ends = [write(end).removesuffix("%") for end in (low, high) if end is not None]
+    return write(best), f"[{', '.join(ends)}]" if high is not None else f"[{ends[0]}, ∞)"
+
+
+def records(value: object) -> list[Mapping[str, Any]]:
+    """The mappings of a list; empty where there is no list."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def part(document: Document, key: str) -> Mapping[str, Any]:
+    """A mapping in a document; empty where there is none."""
+    found = document.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 @dataclass(frozen=True)
 class Notation:
     """How one document writes scores and doses: accuracies and shares in percent, all else as numbers.
@@ -93,8 +142,8 @@ class Notation:
     def of(document: Document) -> Notation:
         """Notation of a document."""
         name = str((document.get("task") or {}).get("score") or "score")
-        settings = document.get("settings") or {}
-        unit = (document.get("response") or {}).get("unit") or settings.get("unit") or "fraction of units"
+        stored = (part(document, key).get("unit") for key in ("response", "settings", "survival"))
+        unit = next((unit for unit in stored if unit), "fraction of units")
         return Notation(name, "accuracy" in name.lower(), str(unit))
 
     @property
@@ -119,6 +168,12 @@ class Notation:
         if value is None:
             return DASH
         return f"{100 * value:.1f}%" if self.percent else f"{value:.3f}"
+
+    def gain(self, value: float | None) -> str:
+        """A difference of scores, in points where scores are written in percent."""
+        if value is None:
+            return DASH
+        return f"{100 * value:+.1f}" if self.percent else f"{value:+.3f}"
 
     def spread(self, estimate: Interval) -> str:
         """The interval of a score in brackets, or nothing where there is none."""

@@ -1,4 +1,4 @@
-"""The sentences of a report: headline, verdict, titles that say what is seen, and the terms they use.
+"""The sentences of a report: headline, verdict, and titles that say what is seen.
 
 No sentence ends with a full stop unless it is part of a longer text, so that each can be a title.
 """
@@ -20,6 +20,7 @@ from planaria.report.reading import (
     median_to_rescue,
     middle,
     number,
+    part,
     rescues,
     response_of,
     rows_at,
@@ -67,7 +68,8 @@ def budget(document: Document) -> str:
 def margin(document: Document) -> str:
     """How far below the undamaged network a rescued one may be, and for how long it must hold."""
     say, settings = Notation.of(document), document.get("settings") or {}
-    tolerance, times = number(settings.get("tolerance")), number(settings.get("consecutive"))
+    tolerance = number(part(document, "survival").get("tolerance", settings.get("tolerance")))
+    times = number(settings.get("consecutive"))
     if tolerance is None:
         return "within the tolerance of the undamaged network's"
     points = f"{100 * tolerance:.3g} point{'' if tolerance == 0.01 else 's'}" if say.percent else f"{tolerance:.3g}"
@@ -187,7 +189,9 @@ def countings(document: Document) -> str:
         }
         total = {name: median_to_rescue(rows, "updates", since_last_hit=False) for name, rows in groups.items()}
         hit = {name: middle(last_hit(row, "updates") for row in rows) or 0.0 for name, rows in groups.items()}
-        iterative = next((name for name in groups if hit[name] > 0 and total[name] is not None), None)
+        late = [name for name in groups if hit[name] > 0 and total[name] is not None]
+        # Its controls are hit late as well.
+        iterative = min(late, key=lambda name: name != "iterative", default=None)
         if iterative is None:
             continue
         since = median_to_rescue(groups[iterative], "updates", since_last_hit=True)
@@ -247,64 +251,3 @@ def verdict(document: Document) -> list[tuple[str, list[str]]]:
             told.append(f"All {len(trials)} trials were rescued within {within}.")
     parts = [("Question", [question]), ("Curve", curve), ("Repair", repair), ("Verdict", told)]
     return [(label, lines) for label, lines in parts if lines]
-
-
-def terms(document: Document) -> list[tuple[str, str]]:
-    """Every word of the report that has a defined meaning, with this result's own numbers in it."""
-    say = Notation.of(document)
-    found = [
-        (
-            "Unit",
-            "The smallest thing that fails: a neuron, a feature map (channel), an attention head, a branch.",
-        ),
-        ("Dose", f"Amount of damage, in {say.dose_unit}."),
-        ("Chance", f"The {say.score_word} of guessing."),
-        ("Half-dose", f"Dose at which half of the {say.score_word} above chance is lost."),
-        (
-            "Critical dose",
-            "A fitted change point of the curve, with a bootstrap interval and a test against a smooth "
-            "decline; never asserted by eye.",
-        ),
-        (
-            "Interval",
-            "95% confidence interval over the independent trials, in brackets. A single trial has none, and "
-            "none is shown.",
-        ),
-    ]
-    repair = [
-        (
-            "Before, damaged, after",
-            "The test score intact, with the whole lesion and no repair, and at the end of the repair.",
-        ),
-        (
-            "Rescued",
-            f"The validation score comes {margin(document)}, within {budget(document)}. The test split plays "
-            "no part in this decision.",
-        ),
-        (
-            "Censored",
-            "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier "
-            "medians, in "
-            'which it counts as later than its end. "Not reached": fewer than half of the trials were '
-            "rescued.",
-        ),
-        (
-            "In total",
-            "Everything a repair spends, counted from the undamaged network, repairs between hits included.",
-        ),
-        (
-            "Since the last hit",
-            "The same, counted only after the last damage. It flatters iterative schedules, which have "
-            "already trained between the hits; both countings are shown for that reason.",
-        ),
-        (
-            "Update",
-            "One optimiser step on one batch. A closed-form refit needs none; its work is in the multiply-adds.",
-        ),
-        (
-            "Multiply-adds",
-            "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward "
-            "pass counts as two forward passes.",
-        ),
-    ]
-    return [*found[:2], *(repair if doses(document) else []), *found[2:]]

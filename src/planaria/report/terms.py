@@ -1,0 +1,161 @@
+"""The words of a report that have a defined meaning, with the result's own numbers in them."""
+
+from __future__ import annotations
+
+from planaria.report.reading import Document, Notation, doses, part
+from planaria.report.words import budget, margin
+
+Terms = list[tuple[str, str]]
+
+
+def terms(document: Document) -> Terms:
+    """Every word of the report that has a defined meaning, in the order in which a reader meets them."""
+    say = Notation.of(document)
+    basic = [
+        ("Unit", "The smallest thing that fails: a neuron, a feature map (channel), an attention head, a branch."),
+        ("Dose", f"Amount of damage, in {say.dose_unit}."),
+    ]
+    curve = [
+        ("Half-dose", f"Dose at which half of the {say.score_word} above chance is lost."),
+        (
+            "Critical dose",
+            "A fitted change point of the curve, with a bootstrap interval and a test against a smooth "
+            "decline; never asserted by eye.",
+        ),
+    ]
+    survival, hardening = bool(part(document, "survival")), bool(part(document, "hardening"))
+    found = basic
+    if survival:
+        found += _survival(document) + _work()
+    elif hardening:
+        found += _hardening(say) + _work()
+    elif doses(document):
+        found += _rescue(document) + _work()
+    found.append(("Chance", f"The {say.score_word} of guessing."))
+    found += [] if survival or hardening else curve
+    found += _scaling() if part(document, "scaling") else []
+    found += _portrait(say) if part(document, "portrait") else []
+    found.append(
+        (
+            "Interval",
+            "95% confidence interval over the independent trials, in brackets. A single trial has none, and "
+            "none is shown.",
+        )
+    )
+    return found
+
+
+def _rescue(document: Document) -> Terms:
+    return [
+        (
+            "Before, damaged, after",
+            "The test score intact, with the whole lesion and no repair, and at the end of the repair.",
+        ),
+        (
+            "Rescued",
+            f"The validation score comes {margin(document)}, within {budget(document)}. The test split plays "
+            "no part in this decision.",
+        ),
+        (
+            "Censored",
+            "Not rescued when the trial ended. Such a trial is not dropped: medians are Kaplan-Meier "
+            'medians, in which it counts as later than its end. "Not reached": fewer than half of the trials '
+            "were rescued.",
+        ),
+        (
+            "In total",
+            "Everything a repair spends, counted from the undamaged network, repairs between hits included.",
+        ),
+        (
+            "Since the last hit",
+            "The same, counted only after the last damage. It flatters iterative schedules, which have "
+            "already trained between the hits; both countings are shown for that reason.",
+        ),
+    ]
+
+
+def _work() -> Terms:
+    return [
+        (
+            "Update",
+            "One optimiser step on one batch. A closed-form refit needs none; its work is in the multiply-adds.",
+        ),
+        (
+            "Multiply-adds",
+            "Multiply-accumulate operations of matrix products, convolutions and linear solves; a backward "
+            "pass counts as two forward passes.",
+        ),
+    ]
+
+
+def _survival(document: Document) -> Terms:
+    found = [
+        ("Walk", "One network under a stream of damage: event after event, each a hit and a repair within its budget."),
+        (
+            "Good set",
+            f"The networks whose validation score is {margin(document)}. A walk is inside or outside after "
+            "the repair of each event.",
+        ),
+        ("Retention R", "Of the networks inside before an event, the share that is inside after its repair."),
+        (
+            "Survival Q",
+            "Share of the walks that have been inside after every event so far; its median horizon is the "
+            "event by which half of them have left once.",
+        ),
+    ]
+    if part(document, "survival").get("mode") != "turnover":
+        return [
+            *found,
+            ("Attrition", "Dead units stay dead, so that in the end nothing is left: the horizon is finite."),
+        ]
+    return [
+        *found,
+        ("Turnover", "A dead unit returns after a delay as an embryonic one: new incoming weights, no outgoing ones."),
+        ("Return time", "Events from leaving the good set to being inside again; a Kaplan-Meier median."),
+        ("Autocorrelation", "Correlation of the score after repair with itself so many events later."),
+        ("Area", "Mean height of the response curve over its doses: how well the network bears damage unrepaired."),
+    ]
+
+
+def _hardening(say: Notation) -> Terms:
+    return [
+        ("Intact", f"The {say.score_word} without damage: what hardening may cost."),
+        ("Area", f"Mean {say.score_word} over the doses of a response curve; higher is harder to hurt."),
+        ("Random, worst-first", "Units die in random order, or those first whose loss hurts most."),
+        ("With rescue", "The same random damage, each damaged network repaired instantly before it is scored."),
+        (
+            "Updates to rescue",
+            "Median number of updates of plain retraining until the network is rescued; a Kaplan-Meier median, "
+            "in which a trial that is not rescued counts as later than its end.",
+        ),
+        ("Gradient evaluations", "Gradients of one batch; every method gets the same number of them."),
+    ]
+
+
+def _scaling() -> Terms:
+    return [
+        ("Width", "Units of a hidden layer."),
+        (
+            "Steepness",
+            "Steepest slope of the mean response curve. A transition gets steeper without bound as widths grow.",
+        ),
+        ("Susceptibility", "Width times the largest variance of the score between random orders."),
+        ("Exponent", "Slope of the straight line through logarithms: 0 where width plays no part."),
+    ]
+
+
+def _portrait(say: Notation) -> Terms:
+    return [
+        ("NLL", "Negative log-likelihood: mean surprise, in nats per example, at the right answer. Lower is better."),
+        (
+            "ECE",
+            "Expected calibration error: mean gap between how sure the network is and how often it is right.",
+        ),
+        ("Sparsity", "Share of the weights that are zero."),
+        (
+            "Compaction",
+            "Dead units are cut out for real, and all that only served them; the outputs stay the same up to "
+            "the stated difference.",
+        ),
+        ("Corrupted, attacked", f"The {say.score_word} on inputs that are disturbed at random or against the network."),
+    ]
