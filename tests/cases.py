@@ -43,8 +43,12 @@ from planaria.damage.faults import Fault, Noise, Silence, StuckAt
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, Site
 from planaria.measure.datasets import task
 from planaria.measure.task import Task
+from planaria.repair.distil import Distil
+from planaria.repair.harden import B3, SAM, DamageRepair, Dropout, Harden, Plain, TargetedDropout, UnitFaults
+from planaria.repair.incoming import GradMax
 from planaria.repair.refit import Refit, Sidecar, Teacher
-from planaria.repair.regrow import Regrow
+from planaria.repair.regrow import Recycle, Regrow, Ripen
+from planaria.repair.restart import Restart
 from planaria.repair.retrain import SGD, Adam, AdamW, Retrain
 
 # -------------------------------------------------------------------------------------------------- networks
@@ -526,6 +530,17 @@ def _retrain(case: NetworkCase) -> Retrain:
     return Retrain(case.task(), SGD(0.05, momentum=0.9, decay=0.01), batch=8)
 
 
+HARDENERS = {
+    "plain": Plain(),
+    "faults": UnitFaults(groups=2),
+    "dropout": Dropout(0.3, groups=2),
+    "targeted": TargetedDropout(groups=3),
+    "sam": SAM(),
+    "b3": B3(),
+    "damage-repair": DamageRepair(0.3, updates=2),
+}
+
+
 _OPERATOR_ROWS = (
     Row("silence", lambda case: Damage(Silence(), RandomUnits()).at(0.5)),
     Row("silence-per-layer", lambda case: Damage(Silence(), RandomUnits(per_layer=True)).at(0.3)),
@@ -535,6 +550,12 @@ _OPERATOR_ROWS = (
     Row("edges", lambda case: Damage(Silence(), RandomEntries()).at(0.3)),
     Row("noisy-edges", lambda case: Damage(Noise(0.3, lasting=True), RandomEntries()).at(0.3)),
     Row("regrow", lambda case: chain(Damage(Silence(), RandomUnits()).at(0.6), Regrow())),
+    Row(
+        "regrow-gradmax",
+        lambda case: chain(Damage(Silence(), RandomUnits()).at(0.6), Regrow(incoming=GradMax(case.task(), 8, 2))),
+    ),
+    Row("recycle", lambda case: chain(Damage(Silence(), RandomUnits()).at(0.3), Recycle(case.task(), 0.4, 8))),
+    Row("restart", lambda case: chain(Damage(Silence(), RandomUnits()).at(0.4), Restart())),
     Row("settled", lambda case: settle(_retrain(case), steps(2))),
     Row(
         "cycle",
@@ -549,6 +570,15 @@ _FLOW_ROWS = (
     Row("retrain-adamw", lambda case: Retrain(case.task(), AdamW(0.01, decay=0.1), batch=8, horizon=3)),
     Row("regrow-retrain", lambda case: after(Regrow(), _retrain(case))),
     Row("regrow-only-new", lambda case: after(Regrow(others=0), _retrain(case))),
+    Row("regrow-gradmax", lambda case: after(Regrow(incoming=GradMax(case.task(), 8)), _retrain(case))),
+    Row("regrow-ripen", lambda case: Ripen(Regrow(others=0), _retrain(case), over=2)),
+    Row("recycle", lambda case: repeat(chain(settle(_retrain(case), steps(1)), Recycle(case.task(), 0.3, 8)))),
+    Row("distil", lambda case: Distil(case.network(), case.inputs(24, "train"), SGD(0.02, momentum=0.9), batch=8)),
+    *(
+        Row(f"harden-{name}", lambda case, against=against: Harden(case.task(), against, SGD(0.02, decay=0.01), 8))
+        for name, against in HARDENERS.items()
+    ),
+    Row("restart-retrain", lambda case: after(Restart(), _retrain(case))),
     Row("refit-sidecar", lambda case: Refit(sidecar(case.name)), draws=False),
     Row("refit-teacher", lambda case: Refit(teacher(case)), draws=False),
     Row("refit-retrain", lambda case: after(settle(Refit(sidecar(case.name))), _retrain(case))),

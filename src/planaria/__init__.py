@@ -38,27 +38,55 @@ if TYPE_CHECKING:
     from planaria.damage.sites import RankedUnits as RankedUnits
     from planaria.damage.sites import rank as rank
     from planaria.measure.datasets import task as task
+    from planaria.measure.scaling import finite_size as finite_size
     from planaria.measure.scores import Score as Score
     from planaria.measure.statistics import Estimate as Estimate
     from planaria.measure.task import Data as Data
     from planaria.measure.task import Task as Task
     from planaria.measure.weights import load_weights as load_weights
+    from planaria.repair.against import B3 as B3
+    from planaria.repair.against import SAM as SAM
+    from planaria.repair.against import DamageRepair as DamageRepair
+    from planaria.repair.against import Dropout as Dropout
+    from planaria.repair.against import Plain as Plain
+    from planaria.repair.against import TargetedDropout as TargetedDropout
+    from planaria.repair.against import UnitFaults as UnitFaults
+    from planaria.repair.distil import Distil as Distil
+    from planaria.repair.dream import dream as dream
+    from planaria.repair.harden import Harden as Harden
+    from planaria.repair.incoming import Drawn as Drawn
+    from planaria.repair.incoming import GradMax as GradMax
     from planaria.repair.refit import Refit as Refit
-    from planaria.repair.refit import Sidecar as Sidecar
     from planaria.repair.refit import Teacher as Teacher
+    from planaria.repair.refit import refit as refit
+    from planaria.repair.regrow import Recycle as Recycle
     from planaria.repair.regrow import Regrow as Regrow
+    from planaria.repair.regrow import Ripen as Ripen
+    from planaria.repair.restart import Restart as Restart
     from planaria.repair.retrain import SGD as SGD
     from planaria.repair.retrain import Adam as Adam
     from planaria.repair.retrain import AdamW as AdamW
     from planaria.repair.retrain import Retrain as Retrain
+    from planaria.repair.sidecar import Sidecar as Sidecar
+    from planaria.repair.sidecar import doubt as doubt
+    from planaria.study.harden import Contest as Contest
+    from planaria.study.harden import harden as harden
+    from planaria.study.portrait import portrait as portrait
+    from planaria.study.regime import Attrition as Attrition
+    from planaria.study.regime import Turnover as Turnover
     from planaria.study.rescue import Criterion as Criterion
-    from planaria.study.rescue import Schedule as Schedule
     from planaria.study.rescue import compare as compare
-    from planaria.study.rescue import leave as leave
     from planaria.study.rescue import rescue as rescue
     from planaria.study.respond import respond as respond
+    from planaria.study.schedule import Beforehand as Beforehand
+    from planaria.study.schedule import Schedule as Schedule
+    from planaria.study.schedule import leave as leave
+    from planaria.study.survive import survive as survive
+    from planaria.study.survive import turnover_study as turnover_study
     from planaria.study.train import Recipe as Recipe
     from planaria.study.train import train as train
+    from planaria.study.verdicts import judge as judge
+    from planaria.sweep.compact import compact as compact
 
     __version__: str
 
@@ -84,6 +112,7 @@ _DOOR = {
     "Data": "measure.task",
     "task": "measure.datasets",
     "Score": "measure.scores",
+    "finite_size": "measure.scaling",
     "Estimate": "measure.statistics",
     "Damage": "damage.damage",
     "Dose": "damage.sites",
@@ -100,17 +129,44 @@ _DOOR = {
     "Adam": "repair.retrain",
     "AdamW": "repair.retrain",
     "Regrow": "repair.regrow",
+    "Restart": "repair.restart",
+    "Drawn": "repair.incoming",
+    "GradMax": "repair.incoming",
+    "Recycle": "repair.regrow",
+    "Ripen": "repair.regrow",
+    "Distil": "repair.distil",
+    "Harden": "repair.harden",
+    "Plain": "repair.against",
+    "UnitFaults": "repair.against",
+    "Dropout": "repair.against",
+    "TargetedDropout": "repair.against",
+    "SAM": "repair.against",
+    "B3": "repair.against",
+    "DamageRepair": "repair.against",
     "Refit": "repair.refit",
-    "Sidecar": "repair.refit",
+    "refit": "repair.refit",
     "Teacher": "repair.refit",
+    "Sidecar": "repair.sidecar",
+    "doubt": "repair.sidecar",
+    "dream": "repair.dream",
     "respond": "study.respond",
+    "survive": "study.survive",
+    "Attrition": "study.regime",
+    "Turnover": "study.regime",
+    "turnover_study": "study.survive",
     "train": "study.train",
     "Recipe": "study.train",
     "load_weights": "measure.weights",
+    "portrait": "study.portrait",
+    "compact": "sweep.compact",
+    "harden": "study.harden",
+    "Contest": "study.harden",
     "rescue": "study.rescue",
     "compare": "study.rescue",
-    "leave": "study.rescue",
-    "Schedule": "study.rescue",
+    "leave": "study.schedule",
+    "Schedule": "study.schedule",
+    "Beforehand": "study.schedule",
+    "judge": "study.verdicts",
     "Criterion": "study.rescue",
 }
 

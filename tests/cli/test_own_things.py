@@ -139,7 +139,7 @@ def test_arrays_with_labels_are_classified(own: Path) -> None:
     task = document["task"]
     assert (task["score"], task["classes"], task["input_shape"]) == ("accuracy", 3, [5])
     assert task["splits"] == {"train": 162, "validation": 18, "test": 60}
-    assert len(document["rows"]) == 8
+    assert {row["repair"] for row in document["rows"]} >= {"none", "refit", "retrain", "iterative", "scratch"}
 
 
 def test_arrays_with_numbers_are_a_regression_scored_by_r2_in_table_and_report_too(own: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from command_line import Finished, everything_in, planaria
 
-REPAIRS = ["none", "refit", "sequential", "retrain", "regrow", "regrow-new", "iterative", "refit+retrain"]
-GRADIENT = {"retrain", "regrow", "regrow-new", "iterative", "refit+retrain"}
+CONTROLS = ["extra", "dropout", "scratch"]
+REPAIRS = ["none", "refit", "sequential", "retrain", "regrow", "regrow-new", "iterative", "refit+retrain", *CONTROLS]
+GRADIENT = {"retrain", "regrow", "regrow-new", "iterative", "refit+retrain", *CONTROLS}
 COST = {
     "examples": int,
     "labels": int,
@@ -23,6 +24,14 @@ COST = {
     "multiply_adds": int,
     "seconds": float,
 }
+QUESTIONS = [
+    "Is iterative repair better than batch?",
+    "Do controls explain the gain of iterative repair?",
+    "Can it be rescued at all?",
+    "Which repair is cheapest?",
+    "Is there a transition?",
+    "How much can it lose?",
+]
 ROW = {
     "repair": str,
     "dose": float,
@@ -136,6 +145,30 @@ def test_the_iterative_repair_is_counted_twice_in_total_and_since_the_last_hit(f
         assert row["cost_since_last_hit"] == row["cost"]
 
 
+def test_controls_spend_as_much_after_the_last_hit_as_the_iterative_repair(finished: Finished) -> None:
+    left = {row["cost_since_last_hit"]["backward_passes"] for row in rows_of(finished, "iterative", "extra", "dropout")}
+    assert left == {2}  # of 20, in ten bites
+    for row in rows_of(finished, "extra", "dropout"):
+        assert row["curve"][0]["dead"] == 0 < row["curve"][-1]["dead"]
+    for row in rows_of(finished, "scratch"):
+        assert row["cost_since_last_hit"] == row["cost"]
+
+
+def test_the_verdicts_answer_in_words_and_numbers(finished: Finished) -> None:
+    verdicts = finished.done.document["verdicts"]
+    assert [verdict["question"] for verdict in verdicts] == QUESTIONS
+    for verdict in verdicts:
+        assert verdict.keys() == {"question", "answer", "words", "numbers"}
+        assert verdict["answer"] and verdict["words"].endswith(".")
+        for value in verdict["numbers"].values():
+            assert value is None or isinstance(value, (int, float, str)) or value.keys() == {"low", "best", "high"}
+    difference = verdicts[0]["numbers"]["score difference"]
+    iterative, batch = (
+        sum(row["score_after"] for row in rows_of(finished, name)) / 4 for name in ("iterative", "retrain")
+    )
+    assert difference["best"] == pytest.approx(iterative - batch)
+
+
 def test_the_summary_has_means_with_intervals_per_repair_and_dose(finished: Finished) -> None:
     summary = finished.done.document["summary"]
     assert [(line["dose"], line["repair"]) for line in summary] == [(d, r) for d in (0.3, 0.6) for r in REPAIRS]
@@ -172,7 +205,7 @@ def test_the_response_curve_begins_at_the_intact_score_and_ends_at_all_units(fin
 
 def test_the_files_are_where_the_document_says(finished: Finished) -> None:
     files = finished.done.document["files"]
-    assert set(files) == {"report", "results", "manifest", "network"}
+    assert set(files) == {"report", "results", "compact", "manifest", "network"}
     for path in files.values():
         assert (finished.folder.parent / path).is_file()
 
@@ -256,6 +289,7 @@ def test_the_report_is_one_file_that_loads_nothing_from_elsewhere(finished: Fini
 def test_the_folder_holds_these_files_and_nothing_else(finished: Finished) -> None:
     assert set(everything_in(finished.folder)) == {
         "best.safetensors",
+        "compact.safetensors",
         "intact.safetensors",
         "ledger.sqlite",
         "manifest.json",
@@ -280,7 +314,7 @@ def again(finished: Finished, folder: Path, *more: str, json_too: bool = False, 
 def test_without_json_stdout_has_a_table_and_the_places_of_the_files(finished: Finished, tmp_path: Path) -> None:
     done = again(finished, tmp_path)
     assert done.code == 0
-    for word in ("repair", "damaged", "after", "rescued", *REPAIRS, "run/report.html", "run/results.csv"):
+    for word in ("repair", "damaged", "after", "rescued", *REPAIRS, *QUESTIONS, "run/report.html", "run/results.csv"):
         assert word in done.out
     before = 100 * rows_of(finished)[0]["score_before"]
     assert f"{before:.1f}" in done.out

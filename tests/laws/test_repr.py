@@ -30,17 +30,20 @@ from planaria.damage.damage import Damage, Strike, parse_damage
 from planaria.damage.faults import Noise, Silence, StuckAt
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits
 from planaria.measure.datasets import task
-from planaria.repair.regrow import Regrow
+from planaria.repair.incoming import Drawn, GradMax
+from planaria.repair.regrow import Recycle, Regrow, Ripen
+from planaria.repair.restart import Restart
 from planaria.repair.retrain import SGD, Adam, AdamW, Retrain
-from planaria.study.rescue import Criterion, Schedule, leave
+from planaria.study.rescue import Criterion
+from planaria.study.schedule import Beforehand, Schedule, leave
 from planaria.study.train import Recipe
 
 NAMES: dict[str, Any] = {
     made.__name__: made
     for made in (
-        Adam, AdamW, Budget, Chain, Criterion, Damage, Dose, Noise, RandomEntries, RandomUnits, RankedUnits,
-        Recipe, Regrow, Retrain, SGD, Schedule, Silence, Strike, StuckAt, Unit, after, chain, repeat, settle,
-        task,
+        Adam, AdamW, Beforehand, Budget, Chain, Criterion, Damage, Dose, Drawn, GradMax, Noise, RandomEntries,
+        RandomUnits, RankedUnits, Recipe, Recycle, Regrow, Restart, Retrain, Ripen, SGD, Schedule, Silence, Strike,
+        StuckAt, Unit, after, chain, repeat, settle, task,
     )
 }  # fmt: skip
 
@@ -100,6 +103,8 @@ values = (
     | st.builds(Recipe, st.integers(1, 1000), st.floats(1e-6, 10), st.integers(1, 4096))
     | st.builds(Criterion, st.floats(0, 1), st.integers(1, 20), st.integers(1, 1000))
     | st.builds(Schedule, st.builds(repeat, operators), st.integers(1, 100))
+    | st.builds(Beforehand, st.builds(repeat, operators), st.floats(0, 1), st.builds(repeat, operators))
+    | st.builds(Restart)
 )
 
 
@@ -115,8 +120,10 @@ def test_the_repr_of_a_configuration_value_evaluates_back_to_it(value: object) -
 @given(optimisers, st.integers(1, 512), st.none() | st.integers(1, 100))
 @settings(max_examples=10, deadline=None)
 def test_so_does_that_of_a_retraining_on_a_named_task(optimiser: Any, batch: int, horizon: int | None) -> None:
-    flow = after(Regrow(), Retrain(task("digits"), optimiser, batch, horizon))
-    assert eval(repr(flow), dict(NAMES)) == flow
+    retrain = Retrain(task("digits"), optimiser, batch, horizon)
+    chosen = Regrow(incoming=GradMax(task("digits"), batch))
+    for flow in (after(Regrow(), retrain), Ripen(chosen, retrain, batch), repeat(Recycle(task("digits"), 0.1, batch))):
+        assert eval(repr(flow), dict(NAMES)) == flow
 
 
 def test_the_front_door_has_every_name_that_a_repr_uses() -> None:

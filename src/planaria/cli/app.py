@@ -182,10 +182,36 @@ def demo(
 def rescue(
     model: Model = "mlp",
     weights: Weights = None,
-    task: TaskText = "digits",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="digits (without --lesion the default), mnist, fashion-mnist, cifar10, idx:DIR, cifar:DIR, npz:FILE, "
+            "folder:DIR, torchvision:NAME, hf:NAME@rev, py:module:function; with preprocessing, for example "
+            "'mnist?mean=0.1307&std=0.3081'.",
+            rich_help_panel="What",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     expect_score: Expect = None,
     train_epochs: Epochs = None,
+    lesion: Annotated[
+        Path | None,
+        typer.Option(
+            "--lesion",
+            help="The --weights are damaged already; this JSON file names the dead units: "
+            '{"units": {"fc1": [0, 7]}}. Needs --sidecar, and no data.',
+            rich_help_panel="Already damaged",
+        ),
+    ] = None,
+    sidecar: Annotated[
+        Path | None,
+        typer.Option(
+            "--sidecar",
+            help="Sidecar of the intact network, made by `planaria sidecar`.",
+            rich_help_panel="Already damaged",
+        ),
+    ] = None,
     doses: Annotated[
         str | None,
         typer.Option("--doses", help="Fractions of units: 0.3,0.5,0.7 or START:STOP:COUNT.", rich_help_panel="Damage"),
@@ -204,7 +230,9 @@ def rescue(
         str | None,
         typer.Option(
             "--repairs",
-            help="none, refit, sequential, retrain, regrow, regrow-new, iterative, refit+retrain; by default all.",
+            help="none, refit, sequential, retrain, regrow, regrow-new, iterative, refit+retrain and the controls "
+            "extra, dropout, scratch, which are the default; on request synthetic, sequential+distil, gradmax, ripen, "
+            "recycle, faults; or all.",
             rich_help_panel="Repair",
         ),
     ] = None,
@@ -277,11 +305,18 @@ def rescue(
     """Damage a trained network, show how it fails, rescue it with every repair at matched compute, leave a report.
 
     Without options: the embedded digits and a small network trained on the spot, in under two minutes.
+    With --lesion and --sidecar: repair a network that is damaged already, without data.
     """
+    screen = _screen(out, fresh, dry_run, as_json, quiet)
+    if lesion is not None or sidecar is not None:
+        from planaria.cli import mending
+
+        given = mending.Options(model, weights, lesion, sidecar, task, data_dir, device, threads)
+        return _finish(mending.run(given, screen))
     from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.rescuing import Options, run
 
-    subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = _subject(model, weights, task or "digits", data_dir, device, threads, seed, train_epochs, tap, quick)
     options = Options(
         doses=doses,
         damage=DamageChoice(damage, not pooled, order, words(kinds), words(layers)),
@@ -300,7 +335,7 @@ def rescue(
         expect=expect_score,
         fail_under=fail_under,
     )
-    _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
+    _finish(run(subject, options, screen))
 
 
 @app.command()
@@ -324,6 +359,19 @@ def respond(
     draws: Annotated[
         int | None, typer.Option("--draws", min=1, help="Random orders; 20.", rich_help_panel="Damage")
     ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            "--widths",
+            help="Finite-size test: train networks of these widths alike and compare their curves, for example "
+            "25,50,100,200,400,800. For mlp, and for factories with an argument `width`.",
+            rich_help_panel="Transition",
+        ),
+    ] = None,
+    networks: Annotated[
+        int | None,
+        typer.Option("--networks", min=1, help="Networks of every width; 2.", rich_help_panel="Transition"),
+    ] = None,
     seed: Seed = 0,
     seeds: Annotated[
         int,
@@ -344,8 +392,310 @@ def respond(
 
     subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
     choice = DamageChoice(damage, not pooled, order, words(kinds), words(layers))
-    options = Options(doses, choice, draws, seeds, expect_score)
+    options = Options(doses, choice, draws, seeds, expect_score, widths, networks)
     _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
+
+
+@app.command()
+def survive(
+    model: Model = "mlp",
+    weights: Weights = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode",
+            help="attrition: dead units stay dead; turnover: they return as embryonic ones after --delay events.",
+            rich_help_panel="Damage",
+        ),
+    ] = "attrition",
+    dose_per_event: Annotated[
+        float,
+        typer.Option("--dose-per-event", help="Fraction of units hit by each event.", rich_help_panel="Damage"),
+    ] = 0.05,
+    events: Annotated[
+        int | None,
+        typer.Option("--events", min=1, help="Damage events; 20, turnover 30.", rich_help_panel="Damage"),
+    ] = None,
+    delay: Annotated[
+        int | None,
+        typer.Option("--delay", min=1, help="Events a unit is dead for in turnover; 5.", rich_help_panel="Damage"),
+    ] = None,
+    turnover_rates: Annotated[
+        str | None,
+        typer.Option(
+            "--turnover-rates",
+            help="Compare resilience at these doses per event, at equal budget, with the control 0; "
+            "in turnover 0,0.01,0.05, in attrition none.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=1, help="Random orders of its response curves; 10.", rich_help_panel="Damage"),
+    ] = None,
+    damage: DamageText = None,
+    pooled: Pooled = False,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    repairs: Annotated[
+        str | None,
+        typer.Option(
+            "--repairs",
+            help="After every event; by default none, refit, sequential, retrain, refit+retrain.",
+            rich_help_panel="Repair",
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option("--updates", help="Budget of every event, in retraining updates; 20.", rich_help_panel="Repair"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Examples per update.", rich_help_panel="Repair")] = None,
+    optimiser: Annotated[
+        str, typer.Option("--optimiser", help="adam, adamw or sgd.", rich_help_panel="Repair")
+    ] = "adam",
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Learning rate of retraining.", rich_help_panel="Repair")
+    ] = None,
+    inputs: Annotated[
+        int,
+        typer.Option("--inputs", min=1, help="Unlabelled inputs of the sequential refit.", rich_help_panel="Repair"),
+    ] = 256,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="Inside the good set: validation score within this of the intact one.",
+            rich_help_panel="Repair",
+        ),
+    ] = 0.02,
+    seed: Seed = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Walks per repair; 10, turnover 5.", rich_help_panel="How"),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let damage arrive event after event, repair after each within a budget, and see how long the network lasts.
+
+    Attrition gives survival and its median horizon; turnover tests whether the network stays good for good.
+    """
+    from planaria.cli.inputs import DamageChoice, words
+    from planaria.cli.surviving import Options, run
+
+    subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    options = Options(
+        mode=mode,
+        dose=dose_per_event,
+        events=events,
+        delay=delay,
+        damage=DamageChoice(damage, not pooled, "random", words(kinds), words(layers)),
+        repairs=words(repairs),
+        updates=updates,
+        batch=batch,
+        optimiser=optimiser,
+        rate=rate,
+        inputs=inputs,
+        tolerance=tolerance,
+        turnover_rates=turnover_rates,
+        draws=draws,
+        seeds=seeds,
+        expect=expect_score,
+    )
+    _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
+
+
+@app.command()
+def harden(
+    model: Model = "mlp",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Trained weights that every method goes on from; without them, initial weights, new for every seed.",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="plain (always run), dropout, targeted, faults, sam, b3, damage-repair; by default all. With a "
+            "strength: dropout:0.2, faults:0.8, sam:0.05, b3:1, damage-repair:0.2.",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs",
+            help="Passes over the training split that the gradient evaluations of a method amount to; 20, few data 40.",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Examples per update.", rich_help_panel="Training")
+    ] = None,
+    optimiser: Annotated[
+        str, typer.Option("--optimiser", help="adamw, adam or sgd.", rich_help_panel="Training")
+    ] = "adamw",
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Learning rate, falling to 0.", rich_help_panel="Training")
+    ] = None,
+    decay: Annotated[
+        float | None, typer.Option("--decay", min=0, help="Weight decay.", rich_help_panel="Training")
+    ] = None,
+    doses: Annotated[
+        str | None,
+        typer.Option("--doses", help="Fractions of the units of every layer; 0.1:0.9:9.", rich_help_panel="Damage"),
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=1, help="Lesions per network and dose; 5.", rich_help_panel="Damage")
+    ] = None,
+    tap: Taps = None,
+    lesion: Annotated[
+        float,
+        typer.Option("--lesion", help="Fraction after whose loss networks are retrained.", rich_help_panel="Repair"),
+    ] = 0.5,
+    updates: Annotated[
+        int | None,
+        typer.Option("--updates", help="Budget of that retraining, in updates; 400.", rich_help_panel="Repair"),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="Rescued: validation score within this of the network's own intact one.",
+            rich_help_panel="Repair",
+        ),
+    ] = 0.01,
+    seed: Seed = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Networks per method; 5.", rich_help_panel="How"),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network so that it survives: every method at equal gradient evaluations, and what each is worth.
+
+    Tested intact, with units deleted at random and worst first, with instant rescue, and by the updates to rescue.
+    """
+    from planaria.cli.hardening import Options, run
+    from planaria.cli.inputs import words
+
+    subject = _subject(model, weights, task, data_dir, device, threads, seed, None, tap, quick)
+    options = Options(
+        methods=words(methods),
+        epochs=epochs,
+        batch=batch,
+        optimiser=optimiser,
+        rate=rate,
+        decay=decay,
+        doses=doses,
+        draws=draws,
+        lesion=lesion,
+        updates=updates,
+        tolerance=tolerance,
+        seeds=seeds,
+        expect=expect_score,
+    )
+    _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
+
+
+@app.command()
+def sidecar(
+    model: Model = "mlp",
+    weights: Weights = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    tap: Taps = None,
+    inputs: Annotated[
+        int,
+        typer.Option("--inputs", min=1, help="Unlabelled inputs to take the moments of.", rich_help_panel="How"),
+    ] = 10_000,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            "--share",
+            help="Largest size, as a share of the model file; 0.15, with convolutions 0.5.",
+            rich_help_panel="How",
+        ),
+    ] = None,
+    doses: Annotated[
+        str,
+        typer.Option(
+            "--doses", help="Fractions of dead units at which its price is measured; or none.", rich_help_panel="How"
+        ),
+    ] = "0.3,0.5,0.7",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Lesions per dose.", rich_help_panel="How")] = 5,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file; by default beside the weights.", rich_help_panel="Output"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace whatever is there.", rich_help_panel="Output")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store beside a checkpoint what it takes to repair it later without data: second moments, in a small file."""
+    from planaria.cli.storing import Options, run
+
+    subject = _subject(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    options = Options(inputs, share, doses, seeds, expect_score)
+    _finish(run(subject, options, _screen(out, fresh, dry_run, as_json, quiet)))
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[
+        str, typer.Argument(help="rescue-fig1, rescue-fig2, rescue-fig3 or table-hardening.", show_default=False)
+    ],
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A short form on the embedded digits.", rich_help_panel="How")
+    ] = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a published figure or table again with its settings; what each part says, and where its report is."""
+    from planaria.cli.reproducing import run
+
+    _finish(run(figure, quick=quick, data_dir=data_dir, seed=seed, screen=_screen(out, fresh, dry_run, as_json, quiet)))
 
 
 @app.command()

@@ -26,6 +26,7 @@ _EXTRAS = {
     "images": ("pillow",),
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "datasets"),
+    "attacks": ("foolbox",),
 }
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _GIB = 2**30

@@ -31,10 +31,10 @@ from planaria.study.rescue import Baseline
 from planaria.study.respond import Point, Response, collect, iter_respond
 from planaria.version import version
 
-INTACT, BEST = "intact.safetensors", "best.safetensors"
+INTACT, BEST, COMPACT = "intact.safetensors", "best.safetensors", "compact.safetensors"
 REPORT_MIB = 7.0
 """Usual size of report, ledger and tables; the report carries the plotting library."""
-_LEFT = ("results.csv", "result.json", "report.html", INTACT, BEST)
+_LEFT = ("results.csv", "result.json", "report.html", INTACT, BEST, COMPACT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +157,19 @@ def begin(
         yield Run(prepared, identity, folder, net, baseline, ledger, document, manifest)
 
 
-def pace(net: Network, task: Task, flow: Flow) -> tuple[float, float, float]:
+def pace(net: Network, task: Task, flow: Flow, longest: float = 2.0) -> tuple[float, float, float]:
     """Seconds of one update, of scoring the validation split, and of scoring the test split, measured now.
 
     Args:
         net: The network, trained or not.
         task: The task.
-        flow: Retraining; followed for two seconds.
+        flow: Retraining.
+        longest: Seconds for which it is followed.
     """
     start, ran = time.perf_counter(), 0
     for _ in flow(net, stream(0, "calibration")):
         ran += 1
-        if time.perf_counter() - start > 2.0:
+        if time.perf_counter() - start > longest:
             break
     update = (time.perf_counter() - start) / ran
     marks = [time.perf_counter()]

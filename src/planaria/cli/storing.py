@@ -122,7 +122,7 @@ def make(net: Network, task: Task, number: int) -> Sidecar:
     importance = None
     if task.classes is not None:
         importance = doubt(task.outputs(net, Data(few, task.train.targets[: len(few)])))
-    return Sidecar.of(net, few, importance=importance)
+    return Sidecar.of(net, few, importance)
 
 
 def _places(prepared: inputs.Prepared, screen: Screen) -> tuple[Path, Path]:

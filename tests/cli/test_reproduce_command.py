@@ -1,0 +1,67 @@
+"""`planaria reproduce`: the figures by name, resumable, each part an ordinary command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from command_line import planaria
+from planaria.cli import reproducing
+from planaria.cli.app import app
+
+pytestmark = pytest.mark.usefixtures("plain_report")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of two runs that take no time."""
+    small = "respond --model mlp:64-8-10 --train-epochs 1 --doses 0,0.5 --draws 2"
+    parts = (reproducing.Part("one", small, small), reproducing.Part("large", small, ""))
+    monkeypatch.setitem(reproducing.FIGURES, "tiny", ("Nothing much.", parts))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_part_is_run_into_its_own_folder_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    done = planaria("reproduce", "tiny", "--out", "f", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert [part["label"] for part in done.document["parts"]] == ["one", "large"]
+    assert (tmp_path / "f" / "one" / "result.json").exists()
+    assert (tmp_path / "f" / "figure.json").exists()
+    ledger = (tmp_path / "f" / "one" / "intact.safetensors").stat().st_mtime_ns
+    again = planaria("reproduce", "tiny", "--out", "f", "--json", cwd=tmp_path)
+    assert again.document["parts"][0]["result"]["rows"] == done.document["parts"][0]["result"]["rows"]
+    assert (tmp_path / "f" / "one" / "intact.safetensors").stat().st_mtime_ns == ledger, "trained again"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_short_form_leaves_out_what_has_none(tmp_path: Path) -> None:
+    done = planaria("reproduce", "tiny", "--quick", "--out", "q", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "one: planaria respond" in done.out
+    assert "large" not in done.out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = planaria("reproduce", "tiny", "--dry-run", "--out", "dry", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.document["parts"][0]["result"]["schema"] == "planaria.plan.v1"
+    assert not (tmp_path / "dry").exists()
+
+
+def test_an_unknown_figure_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    done = planaria("reproduce", "rescue-fig9", cwd=tmp_path)
+    assert done.code == 2
+    assert "rescue-fig1" in done.err
+
+
+@pytest.mark.parametrize("name", reproducing.FIGURES)
+def test_every_command_of_a_figure_is_one_that_the_program_knows(name: str) -> None:
+    for part in reproducing.FIGURES[name][1]:
+        for text in filter(None, (part.command, part.quick)):
+            command, *options = shlex.split(text)
+            known = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+            assert all(option in known for option in options if option.startswith("--")), text
