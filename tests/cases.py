@@ -43,8 +43,9 @@ from planaria.damage.faults import Fault, Noise, Silence, StuckAt
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, Site
 from planaria.measure.datasets import task
 from planaria.measure.task import Task
+from planaria.repair.against import B3, SAM, DamageRepair, Dropout, Plain, TargetedDropout, UnitFaults
 from planaria.repair.distil import Distil
-from planaria.repair.harden import B3, SAM, DamageRepair, Dropout, Harden, Plain, TargetedDropout, UnitFaults
+from planaria.repair.harden import Harden
 from planaria.repair.incoming import GradMax
 from planaria.repair.refit import Refit, Sidecar, Teacher
 from planaria.repair.regrow import Recycle, Regrow, Ripen

@@ -13,7 +13,7 @@ from command_line import Finished, everything_in, planaria, without_time
 from planaria.campaign.ledger import Ledger
 from planaria.cli import hardening, methods
 from planaria.measure.weights import read_tensors
-from planaria.repair.harden import Dropout, UnitFaults
+from planaria.repair.against import Dropout, UnitFaults
 
 pytestmark = pytest.mark.usefixtures("plain_report")
 

@@ -18,19 +18,18 @@ from planaria.core.motion import Cost, Moment, settle, steps
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.core.trees import equal
-from planaria.repair.harden import (
+from planaria.repair.against import (
     B3,
     SAM,
-    Against,
     DamageRepair,
     Dropout,
-    Harden,
     Plain,
     TargetedDropout,
     UnitFaults,
 )
+from planaria.repair.harden import Harden
 from planaria.repair.retrain import SGD, Adam, Retrain
-from planaria.repair.training import Training
+from planaria.repair.training import Against, Training
 from planaria.study.harden import Contest, Hardening, examine, harden
 from planaria.study.rescue import Criterion
 from planaria.study.trials import judge_trials, summarise_trials

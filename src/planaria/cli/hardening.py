@@ -27,7 +27,8 @@ from planaria.core.motion import Moment
 from planaria.core.network import Network
 from planaria.measure.models import build
 from planaria.measure.weights import pack_weights, read_tensors
-from planaria.repair.harden import Against, Harden
+from planaria.repair.harden import Harden
+from planaria.repair.training import Against
 from planaria.study.harden import Contest, examine, train_against
 from planaria.study.rescue import Criterion
 from planaria.study.trials import CURVES, PLAIN, judge_trials, summarise_trials

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 
 from planaria.core.errors import InputError, nearest
-from planaria.repair.harden import (
+from planaria.repair.against import (
     B3,
     SAM,
-    Against,
     DamageRepair,
     Dropout,
     Plain,
@@ -17,6 +16,7 @@ from planaria.repair.harden import (
     UnitFaults,
 )
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser
+from planaria.repair.training import Against
 from planaria.study.trials import PLAIN
 
 MEANINGS = {

@@ -13,8 +13,10 @@ from planaria.core.motion import Flow, after, chain, repeat, settle, updates
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.task import Task
+from planaria.repair.against import Dropout, UnitFaults
 from planaria.repair.distil import Distil
 from planaria.repair.dream import dream
+from planaria.repair.harden import Harden
 from planaria.repair.incoming import GradMax
 from planaria.repair.refit import Refit, Teacher
 from planaria.repair.regrow import Recycle, Regrow, Ripen
@@ -187,7 +189,5 @@ def _training(name: str, task: Task, settings: Settings, bites: int) -> Flow:
     number = max(1, round(settings.updates * (bites - 1) / bites))
     if name == "extra":
         return Retrain(task, settings.build(), settings.batch, horizon=number)
-    from planaria.repair.harden import Dropout, Harden, UnitFaults
-
     against = Dropout(0.5) if name == "dropout" else UnitFaults()
     return Harden(task, against, settings.build(), settings.batch, horizon=number)

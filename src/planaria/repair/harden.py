@@ -8,31 +8,22 @@ cost.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator
 
-from planaria.core.autodiff import plain_kernels
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
-from planaria.core.network import Network, law
-from planaria.core.streams import lend, stream
+from planaria.core.network import Network
+from planaria.core.streams import stream
 from planaria.measure.task import Task
-from planaria.repair.against import B3 as B3
-from planaria.repair.against import SAM as SAM
-from planaria.repair.against import DamageRepair as DamageRepair
-from planaria.repair.against import Dropout as Dropout
-from planaria.repair.against import Plain as Plain
-from planaria.repair.against import TargetedDropout as TargetedDropout
-from planaria.repair.against import UnitFaults as UnitFaults
-from planaria.repair.retrain import AdamW, Optimiser, _batches
-from planaria.repair.training import Against as Against
-from planaria.repair.training import Training
+from planaria.repair.against import UnitFaults
+from planaria.repair.descent import descend, plastic
+from planaria.repair.retrain import AdamW, Optimiser
+from planaria.repair.training import Against, Training
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,7 @@ class Harden:
         >>> from torch import nn
         >>> from planaria.core.motion import settle, updates
         >>> from planaria.measure.datasets import task
+        >>> from planaria.repair.against import SAM
         >>> net = Network.of(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
         >>> settle(Harden(task("digits"), SAM()), updates(20)).moment(net, stream(0, "harden")).cost.forward_passes
         20
@@ -89,47 +81,21 @@ class Harden:
         size = min(self.batch, len(data))
         passes = self.against.evaluations
         work = 3 * forward_multiply_adds(net, data.inputs) * size * passes
-        update = Cost(size * passes, size * passes, passes, passes, work)
         module = net.to_module().train()
-        for name, parameter in module.named_parameters():
-            plastic = parameter.is_floating_point() and bool((net.plasticity[name] != 0).any())
-            parameter.requires_grad_(plastic)
+        moving = plastic(net, module)
         training = Training(net, self.task, data, module, _apart(rng), self.horizon)
-        moving = {name: weight for name, weight in training.weights.items() if weight.requires_grad}
-        if not moving:  # nothing is left to train; the work is spent all the same
-            spent = Cost()
-            while True:
-                spent = spent + update
-                yield Moment(net, spent)
-        gradient = self.against.begin(training)
-        slow = {name for name in moving if not bool((net.plasticity[name] == 1).all())}
-        optimiser = self.optimiser.build(moving.values())  # type: ignore[arg-type]
-        full = [group["lr"] for group in optimiser.param_groups]
-        cost = Cost()
-        for done, rows in enumerate(_batches(len(data), size, rng)):
-            start = time.process_time()
-            with lend(rng, net.device), plain_kernels(), torch.inference_mode(False), torch.enable_grad():
-                loss = gradient(rows)
-                module.zero_grad(set_to_none=True)
-                loss.backward()
-            if self.horizon is not None:
-                share = min(1.0, done / self.horizon)
-                for group, rate in zip(optimiser.param_groups, full, strict=True):
-                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
-            before = {name: moving[name].detach().clone() for name in slow | (training.held.keys() & moving.keys())}
-            optimiser.step()
-            with torch.no_grad():
-                for name, old in before.items():
-                    plasticity = net.plasticity[name]
-                    if name in training.held:
-                        plasticity = plasticity.masked_fill(training.held[name], 0.0)
-                    moving[name].copy_(law(old, moving[name], plasticity))
-            now = net.with_weights(
-                {name: weight.detach().clone() for name, weight in moving.items()},
-                {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
-            )
-            cost = cost + update + Cost(seconds=time.process_time() - start)
-            yield Moment(now, cost)
+        return descend(
+            net,
+            module,
+            moving,
+            self.against.begin(training) if moving else training.loss,
+            self.optimiser.build(moving.values()) if moving else None,
+            rng,
+            rows=(len(data), size),
+            update=Cost(size * passes, size * passes, passes, passes, work),
+            horizon=self.horizon,
+            plasticity_at=lambda update: training.plasticity,
+        )
 
 
 def _apart(rng: Generator) -> Generator:

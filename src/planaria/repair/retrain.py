@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,14 +10,13 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from planaria.core.autodiff import plain_kernels
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
-from planaria.core.network import Network, law
-from planaria.core.streams import lend
+from planaria.core.network import Network
 from planaria.core.trees import Weights
 from planaria.measure.task import Task
+from planaria.repair.descent import descend, outputs_in_training, plastic
 
 
 class Optimiser(Protocol):
@@ -150,72 +148,23 @@ class Retrain:
         """
         data = self.task.train.to(net.device)
         size = min(self.batch, len(data))
-        each = forward_multiply_adds(net, data.inputs)
-        update = Cost(size, size, 1, 1, 3 * each * size)
+        update = Cost(size, size, 1, 1, 3 * forward_multiply_adds(net, data.inputs) * size)
         module = net.to_module().train()
-        moving = {
-            name: parameter
-            for name, parameter in module.named_parameters()
-            if parameter.is_floating_point() and bool((net.plasticity[name] != 0).any())
-        }
-        if not moving:  # nothing is left to train; the work is spent all the same
-            spent = Cost()
-            while True:
-                spent = spent + update
-                yield Moment(net, spent)
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in moving)
-        plasticity: Weights = {}
-        held: set[str] = set()
-        optimiser = self.optimiser.build(moving.values())
-        full = [group["lr"] for group in optimiser.param_groups]
-        cost = Cost()
-        for rows in _batches(len(data), size, rng):
-            start = time.process_time()
-            inputs, targets = data.inputs[rows], data.targets[rows]
-            with lend(rng, inputs.device), plain_kernels(), torch.inference_mode(False), torch.enable_grad():
-                loss = self.task.loss(_outputs(module, inputs), targets)
-                module.zero_grad(set_to_none=True)
-                loss.backward()
-            if self.horizon is not None:
-                done = min(1.0, cost.backward_passes / self.horizon)
-                for group, rate in zip(optimiser.param_groups, full, strict=True):
-                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * done))
-            current = plasticity_at(cost.backward_passes)
-            if current is not plasticity:
-                plasticity = current
-                held = {name for name in moving if not bool((plasticity[name] == 1).all())}
-            before = {name: moving[name].detach().clone() for name in held}
-            optimiser.step()
-            with torch.no_grad():
-                for name in held:
-                    moving[name].copy_(law(before[name], moving[name], plasticity[name]))
-            now = net.with_weights(
-                {name: parameter.detach().clone() for name, parameter in moving.items()},
-                {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
-            )
-            cost = cost + update + Cost(seconds=time.process_time() - start)
-            yield Moment(now, cost)
+        moving = plastic(net, module)
 
+        def loss(rows: Tensor) -> Tensor:
+            outputs = outputs_in_training(module, data.inputs[rows], "Retrain.batch")
+            return self.task.loss(outputs, data.targets[rows])
 
-def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs in train mode, which batch normalisation refuses for a single value per channel."""
-    try:
-        outputs: Tensor = module(inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            "Retrain.batch", "two examples or more for a network with batch normalisation", len(inputs)
-        ) from error
-    return outputs
-
-
-def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
-    """Endless full batches of row numbers; a pass ends inside a batch when it must."""
-    waiting = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(total, generator=rng)])
-        yield waiting[:size]
-        waiting = waiting[size:]
+        return descend(
+            net,
+            module,
+            moving,
+            loss,
+            self.optimiser.build(moving.values()) if moving else None,
+            rng,
+            rows=(len(data), size),
+            update=update,
+            horizon=self.horizon,
+            plasticity_at=plasticity_at,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -12,11 +12,11 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from planaria.core.anatomy import Anatomy, Group, Unit
-from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.trees import Entries, Weights
 from planaria.measure.data import Data
 from planaria.measure.task import Task
+from planaria.repair.descent import Gradient, outputs_in_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +109,23 @@ class Training:
     rng: Generator
     horizon: int | None
     held: Entries = field(default_factory=dict)
+    _held: tuple[Entries | None, Weights] = (None, {})
 
     @cached_property
     def weights(self) -> Weights:
         """The weights as they are; those that can move require gradients."""
         return dict(self.module.named_parameters())
+
+    @property
+    def plasticity(self) -> Weights:
+        """Plasticity of the network, 0 where entries are held; the same object while the same ones are."""
+        known, plasticity = self._held
+        if known is not self.held:
+            plasticity = dict(self.net.plasticity)
+            for name, held in self.held.items():
+                plasticity[name] = plasticity[name].masked_fill(held, 0.0)
+            self._held = self.held, plasticity
+        return plasticity
 
     @cached_property
     def organs(self) -> tuple[Organ, ...]:
@@ -137,16 +149,12 @@ class Training:
         changed: Weights = {} if weights is None else dict(weights)
         if not statistics:
             changed |= {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        inputs = self.data.inputs[rows]
-        try:
+
+        def forward(inputs: Tensor) -> Tensor:
             outputs: Tensor = functional_call(self.module, changed, (inputs,)) if changed else self.module(inputs)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise InputError(
-                "Harden.batch", "two examples or more for a network with batch normalisation", len(inputs)
-            ) from error
-        return outputs
+            return outputs
+
+        return outputs_in_training(forward, self.data.inputs[rows], "Harden.batch")
 
     def silenced(self, rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """Mean loss of a batch whose parts see different units fail.
@@ -187,10 +195,6 @@ class Training:
                 weight = changed.get(name, self.weights[name])
                 changed[name] = weight * padded.to(weight).index_select(0, owner).view(weight.shape)
         return changed
-
-
-Gradient = Callable[[Tensor], Tensor]
-"""Row numbers of a batch -> the scalar whose gradient is the update's."""
 
 
 class Against(Protocol):

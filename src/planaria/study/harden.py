@@ -25,9 +25,10 @@ from planaria.damage.faults import Silence
 from planaria.damage.sites import RandomUnits, RankedUnits, rank
 from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import Task
-from planaria.repair.harden import Against, Harden
+from planaria.repair.harden import Harden
 from planaria.repair.refit import Refit, Sidecar
 from planaria.repair.retrain import AdamW, Optimiser, Retrain
+from planaria.repair.training import Against
 from planaria.study.rescue import Criterion, attempt
 from planaria.study.trials import CURVES, judge_trials, summarise_trials
 from planaria.study.verdicts import Verdict
@@ -255,7 +256,7 @@ def harden(
 
     Example:
         >>> from planaria.measure.datasets import task
-        >>> from planaria.repair.harden import Plain, UnitFaults
+        >>> from planaria.repair.against import Plain, UnitFaults
         >>> made = lambda seed: nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
         >>> contest = Contest(evaluations=30, doses=(0.5,), draws=1, patience=10, inputs=100)
         >>> found = harden(made, task("digits"), {"plain": Plain(), "faults": UnitFaults()}, contest, seeds=1)
