@@ -371,11 +371,26 @@ class Anatomy:
 _KNOWN: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
 
 
+def _thin(owner: Tensor) -> Tensor:
+    """The same owners, as a view that repeats itself along the axes on which they do not change.
+
+    Saves memory on large weights, and tells `_mark` which axes belong to one unit as a whole.
+    """
+    for axis in range(owner.ndim):
+        first = owner.narrow(axis, 0, 1)
+        if owner.shape[axis] > 1 and bool((owner == first).all()):
+            owner = first.clone().expand(owner.shape)
+    return owner
+
+
 def _mark(units: Tensor, owner: Tensor, state: Tensor) -> None:
     """Set to 1, in place, the units [count + 1] that own an entry for which `state` holds; the last place is nobody's.
 
     A scatter, because picking entries by a boolean tensor takes twice as long on a large weight.
     """
+    for axis in range(owner.ndim):
+        if owner.shape[axis] > 1 and owner.stride(axis) == 0:
+            owner, state = owner.narrow(axis, 0, 1), state.any(axis, keepdim=True)
     place = owner.flatten()
     place = torch.where(place < 0, len(units) - 1, place)
     units.scatter_reduce_(0, place, state.flatten().to(place.device, torch.uint8), "amax")
@@ -416,7 +431,10 @@ def _read(graph: Graph, net: Network) -> Anatomy:
             method="tap" if finding.kind == "tap" else "slices",
             exact_by=finding.exact_by,
             readers=finding.readers,
-            owners=finding.owners,
+            owners={
+                role: {name: _thin(owner) for name, owner in owners.items()}
+                for role, owners in finding.owners.items()
+            },
             gates=tuple((graph.calls[at].tag, labels) for at, labels in finding.gates),
         )
         for finding in findings

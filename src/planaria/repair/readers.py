@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -85,14 +86,26 @@ class Reader:
         positions = like.flatten(2).shape[2]
         return rows.view(groups, len(like), positions, made).permute(1, 0, 3, 2).reshape(like.shape)
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the weight is [outputs, features], as it is in linear layers and ungrouped convolutions."""
+        groups, width, made = self.columns.shape
+        usual = torch.arange(made * width, device=self.columns.device).view(made, width).T
+        return groups == 1 and torch.equal(self.columns[0], usual)
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's form as [groups, features, outputs]."""
+        if self.plain:  # a view: picking entries one by one costs more than the algebra
+            return weight.reshape(self.columns.shape[2], self.columns.shape[1]).T[None]
+        return weight.flatten()[self.columns.to(weight.device)]
+
     def matrix(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Weights as [groups, features, outputs] in double precision."""
-        return weights[self.weight].flatten()[self.columns.to(weights[self.weight].device)].double()
+        return self.arranged(weights[self.weight]).double()
 
     def free(self, net: Network) -> Tensor:
         """Which weights can be moved: boolean [groups, features, outputs]."""
-        plasticity = net.plasticity[self.weight]
-        return plasticity.flatten()[self.columns.to(plasticity.device)] != 0
+        return self.arranged(net.plasticity[self.weight] != 0)
 
     def shift(self, net: Network, weights: Mapping[str, Tensor]) -> Tensor:
         """What its bias in `weights` adds to the output rows [groups, outputs]; 0 without a bias."""
@@ -108,9 +121,12 @@ class Reader:
     def targets(self, net: Network, matrix: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """Weights by name, for a new matrix [groups, features, outputs] and an added shift [groups, outputs]."""
         weight = net.weights[self.weight]
-        flat = weight.flatten().clone()
-        flat[self.columns.to(flat.device)] = matrix.to(flat.dtype)
-        changed = {self.weight: flat.view_as(weight)}
+        if self.plain:
+            changed = {self.weight: matrix[0].T.to(weight.dtype, memory_format=torch.contiguous_format).view_as(weight)}
+        else:
+            flat = weight.flatten().clone()
+            flat[self.columns.to(flat.device)] = matrix.to(flat.dtype)
+            changed = {self.weight: flat.view_as(weight)}
         if self.bias is not None:
             bias = net.weights[self.bias]
             added = shift.reshape(bias.shape)

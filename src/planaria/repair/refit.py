@@ -211,17 +211,20 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[
             continue
         matrix = reader.matrix(net.weights) * ~lost[:, :, None]  # units that are stuck must not be heard
         intact = _intact(reader, sidecar, net)
-        shift = reader.shift(net, sidecar.weights) - reader.shift(net, net.weights)
-        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net, free)[:, None]], 1)
-        error = torch.cat([intact - matrix, shift[:, None]], 1)
+        missed = reader.shift(net, sidecar.weights) - reader.shift(net, net.weights)
+        shift = torch.zeros_like(missed)
+        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net)[:, None]], 1)
         for g in range(len(moments)):
             moment = moments[g].to(net.device)
-            across = moment @ error[g]
-            energy = (error[g] * across).sum(0)
-            change, spent = solve(moment, across, energy, heard[g], sidecar.examples, ridge)
-            matrix[g] += change[:-1]
-            shift[g] = change[-1]
-            work += spent + moment.shape[0] ** 2 * across.shape[1]
+            alive = heard[g].any(0).nonzero().flatten()  # outputs of dead units stay as they are
+            error = torch.cat([(intact[g] - matrix[g])[:, alive], missed[g][None, alive]])
+            wrong = (error != 0).any(1).nonzero().flatten()  # mostly what the dead units gave
+            across = moment[:, wrong] @ error[wrong]
+            energy = (error * across).sum(0)
+            change, spent = solve(moment, across, energy, heard[g][:, alive], sidecar.examples, ridge)
+            matrix[g][:, alive] += change[:-1]
+            shift[g, alive] = change[-1]
+            work += spent + len(moment) * len(wrong) * len(alive)
         targets.update(reader.targets(net, matrix, shift))
     return net.move(targets), Cost(multiply_adds=work)
 
@@ -244,12 +247,13 @@ def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
     return reader.matrix({reader.weight: stored})
 
 
-def _movable(reader: Reader, net: Network, free: Tensor) -> Tensor:
+def _movable(reader: Reader, net: Network) -> Tensor:
     """Whether each output's shift may be moved: boolean [groups, outputs]."""
+    groups, _, made = reader.columns.shape
     if reader.bias is None:
-        return torch.zeros_like(free[:, 0])
+        return torch.zeros(groups, made, dtype=torch.bool, device=net.device)
     loose: Tensor = net.plasticity[reader.bias] != 0
-    return loose.flatten().view(free.shape[0], free.shape[2])
+    return loose.flatten().view(groups, made)
 
 
 def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[Network, Cost]:
@@ -292,7 +296,7 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
             raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
         free = reader.free(net)
-        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net, free)[:, None]], 1)
+        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net)[:, None]], 1)
         matrix, shift = old * ~lost[:, :, None], old.new_zeros(features.shape[0], error.shape[2])
         count = features.shape[1]
         each = None if importance is None else importance.to(features.dtype).repeat_interleave(count // len(inputs))
