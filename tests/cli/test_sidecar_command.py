@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 import planaria as pl
 from command_line import planaria
@@ -176,3 +177,85 @@ def test_a_share_too_small_for_the_network_is_refused(kit: Kit) -> None:
     done = planaria("sidecar", "--model", MODEL, "--weights", "net.safetensors", "--share", "0.01", cwd=kit.folder)
     assert done.code == 2
     assert "Use a larger share" in done.err.replace("\n", " ")
+
+
+def test_another_checkpoint_in_the_way_is_not_trained_over(kit: Kit) -> None:
+    mine = kit.folder / "mine.safetensors"
+    mine.write_bytes(pack_weights(kit.intact, {}))
+    before = mine.read_bytes()
+    command = ("sidecar", "--model", MODEL, "--train-epochs", "1", "--share", "0.9", "--doses", "none")
+    done = planaria(*command, "--out", "mine.sidecar.safetensors", cwd=kit.folder)
+    assert done.code == 2
+    assert "Name it with --weights" in done.err.replace("\n", " ")
+    assert mine.read_bytes() == before
+    assert not (kit.folder / "mine.sidecar.safetensors").exists()
+    done = planaria(*command, "--out", "mine.sidecar.safetensors", "--fresh", cwd=kit.folder)
+    assert done.code == 0, done.err
+    assert mine.read_bytes() != before
+
+
+def test_the_same_command_makes_the_same_two_files_again(tmp_path: Path) -> None:
+    command = (
+        "sidecar", "--model", MODEL, "--train-epochs", "1", "--share", "0.9", "--doses", "none",
+        "--out", "a.sidecar.safetensors",
+    )  # fmt: skip
+    assert planaria(*command, cwd=tmp_path).code == 0
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {*first} == {"a.safetensors", "a.sidecar.safetensors"}
+    assert planaria(*command, cwd=tmp_path).code == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_neither_what_is_read_nor_what_others_left_is_written_over(kit: Kit) -> None:
+    folder = kit.folder / "crowded"
+    folder.mkdir()
+    (folder / "result.json").write_text((kit.folder / "lesion.json").read_text())
+    before = (folder / "result.json").read_bytes()
+    for lesion in ("crowded/result.json", "lesion.json"):
+        done = planaria(*rescue(kit, "--out", "crowded", lesion=lesion), cwd=kit.folder)
+        assert done.code == 2
+        assert (folder / "result.json").read_bytes() == before
+    assert planaria(*rescue(kit, "--out", "crowded", "--fresh"), cwd=kit.folder).code == 0
+    again = planaria(*rescue(kit, "--out", "crowded"), cwd=kit.folder)
+    assert again.code == 0, again.err
+    rescued = (folder / "rescued.safetensors").read_bytes()
+    other = planaria(*rescue(kit, "--out", "crowded", weights="net.safetensors"), cwd=kit.folder)
+    assert other.code == 2
+    assert "--fresh" in other.err
+    assert (folder / "rescued.safetensors").read_bytes() == rescued
+
+
+def test_a_place_that_cannot_be_is_refused_in_words(kit: Kit) -> None:
+    sidecar = ("sidecar", "--model", MODEL, "--weights", "net.safetensors", "--share", "0.9", "--doses", "none")
+    for command in (rescue(kit, "--out", "lesion.json/deep"), [*sidecar, "--out", "lesion.json/s.safetensors"]):
+        done = planaria(*command, cwd=kit.folder)
+        assert done.code in {2, 5}
+        assert "another folder" in done.err.replace("\n", " ")
+        assert "bug" not in done.err
+
+
+def test_a_dose_off_its_axis_is_refused_before_anything_is_written(kit: Kit) -> None:
+    done = planaria(
+        "sidecar", "--model", MODEL, "--weights", "net.safetensors", "--share", "0.9", "--doses", "1.5",
+        "--out", "late.sidecar.safetensors", cwd=kit.folder,
+    )  # fmt: skip
+    assert done.code == 2
+    assert not (kit.folder / "late.sidecar.safetensors").exists()
+
+
+def test_the_limit_is_a_share_of_the_file_whatever_precision_it_is_in(kit: Kit) -> None:
+    state = safetensors.torch.load_file(kit.folder / "net.safetensors")
+    safetensors.torch.save_file({name: w.half() for name, w in state.items()}, kit.folder / "half.safetensors")
+    done = planaria(
+        "sidecar", "--model", MODEL, "--weights", "half.safetensors", "--share", "0.5", "--doses", "none", "--json",
+        cwd=kit.folder,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.document["share"] <= 0.5
+
+
+def test_a_lesion_nested_beyond_reason_is_refused(kit: Kit) -> None:
+    (kit.folder / "deep.json").write_text("[" * 200_000)
+    done = planaria(*rescue(kit, lesion="deep.json"), cwd=kit.folder)
+    assert done.code == 2
+    assert "JSON" in done.err

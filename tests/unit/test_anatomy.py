@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cases import NETWORKS, randomise
-from planaria.core.anatomy import KINDS, Anatomy, Check, Unit, silence
+from planaria.core.anatomy import KINDS, Anatomy, Check, Unit, _thin, silence
 from planaria.core.errors import AnatomyError
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -302,3 +302,10 @@ def test_units_are_exact_or_named_whatever_happens_to_their_activation(
             wanted = module(inputs)
         slices = anatomy.entries([unit])
         assert torch.allclose(silence(net, slices.all)(inputs), wanted, atol=1e-5)
+
+
+def test_owners_that_do_not_change_along_axes_take_no_room_along_any_of_them() -> None:
+    owner = torch.arange(4).view(4, 1, 1, 1).expand(4, 3, 2, 2).clone()
+    thin = _thin(owner)
+    assert torch.equal(thin, owner)
+    assert thin.stride() == (1, 0, 0, 0)

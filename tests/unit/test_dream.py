@@ -65,6 +65,17 @@ def test_nothing_to_be_like_and_nothing_to_make_are_refused() -> None:
             dream(like, count, stream(0, "x"))
 
 
+def test_inputs_without_numbers_and_a_vocabulary_without_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match=r"dream\(like\)"):
+        dream(torch.zeros(2, 0), 3, stream(0, "x"))
+    with pytest.raises(InputError, match=r"dream\(vocabulary\)"):
+        dream(torch.tensor([[-1, -2]]), 3, stream(0, "x"))
+
+
+def test_a_single_number_is_dreamt_without_a_variance() -> None:
+    assert bool(dream(torch.zeros(2, 1), 1, stream(0, "x")).isfinite().all())
+
+
 def test_a_network_is_repaired_from_dreams_alone() -> None:
     net, task = trained("digits")
     units = [unit for unit in Anatomy.of(net).units() if unit.index % 3 == 0]

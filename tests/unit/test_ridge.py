@@ -78,3 +78,13 @@ def test_a_singular_moment_has_a_finite_solution() -> None:
         assert torch.allclose(x @ answer, error, atol=1e-3)
     dark = solved(torch.zeros(50, 3, dtype=torch.double), error, torch.ones(3, 2, dtype=torch.bool), None)
     assert bool((dark == 0).all())
+
+
+@pytest.mark.parametrize(("mixed", "rows", "cubes"), [(False, 400, 1 / 3), (False, 8, 4.5), (True, 400, 4 / 3)])
+def test_the_bill_names_what_was_factorised(mixed: bool, rows: int, cubes: float) -> None:
+    x, error = problem(5, rows)
+    free = torch.ones(6, 4, dtype=torch.bool)
+    if mixed:
+        free[torch.arange(4), torch.arange(4)] = False
+    spent = solve(x.T @ x / rows, x.T @ error / rows, error.square().mean(0), free, rows, None)[1]
+    assert spent == int(cubes * 6**3) + 2 * 6**2 * 4

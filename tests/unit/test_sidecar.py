@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from cases import randomise, trained
+from cases import NETWORKS, randomise, trained
 from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.errors import AnatomyError, InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.weights import pack_weights
+from planaria.repair.readers import readers, rows_of, spread
 from planaria.repair.refit import Teacher, refit
-from planaria.repair.sidecar import Sidecar, doubt
+from planaria.repair.sidecar import Sidecar, _prints, doubt, moment_of
 
 
 def wide(kind: str = "mlp") -> tuple[Network, torch.Tensor]:
@@ -44,6 +45,32 @@ def wide(kind: str = "mlp") -> tuple[Network, torch.Tensor]:
     return Network.of(model, inputs), inputs
 
 
+class Attention(nn.Module):
+    """Self-attention that computes with time before examples, as torch's own does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed: torch.Tensor = self.attend(x, x, x, need_weights=False)[0]
+        logits: torch.Tensor = self.head(mixed.mean(1))
+        return logits
+
+
+class Pixels(nn.Module):
+    """A class for every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.say = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.say(self.look(x).relu())
+        return scores
+
+
 def lesion(net: Network) -> list[Unit]:
     """Every other unit."""
     return [unit for unit in Anatomy.of(net).units() if unit.index % 2]
@@ -67,6 +94,17 @@ def test_the_file_keeps_to_its_limit_and_repairs_nearly_as_well(tmp_path: Path, 
     after = [distance(net, refit(hurt, lesion(net), source).network, inputs) for source in (exact, read)]
     assert after[0] < 0.5 * before
     assert after[1] < 0.7 * before
+
+
+@pytest.mark.parametrize("layers", [4, 12])
+def test_many_names_do_not_push_the_file_over_its_limit(layers: int) -> None:
+    part = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(part, layers, enable_nested_tensor=False)
+    inputs = torch.randn(40, 6, 64, generator=stream(0, "inputs"))
+    net = Network.of(model, inputs)
+    content = Sidecar.of(net, inputs).pack({"planaria.network": "a/long/way/to/the/file.py:Encoder"})
+    size = len(pack_weights(net, {}))
+    assert 0.13 * size < len(content) <= 0.15 * size
 
 
 def test_a_sidecar_read_back_is_the_packed_one(tmp_path: Path) -> None:
@@ -186,8 +224,6 @@ def test_refit_says_what_it_changed_and_leaves_the_network_alone() -> None:
 
 
 def test_refit_names_layers_that_it_cannot_make_up_for() -> None:
-    from cases import NETWORKS
-
     case = NETWORKS["transformer-post-norm"]
     net = case.network()
     branch = next(group for group in Anatomy.of(net).groups if not group.owners["outgoing"])
@@ -235,6 +271,146 @@ def test_importance_counts_inputs_as_often_as_it_says() -> None:
     for wrong in (torch.ones(5), -torch.ones(6), torch.zeros(6), torch.full((6,), float("nan"))):
         with pytest.raises(InputError, match="importance"):
             Sidecar.of(net, few, importance=wrong)
+
+
+@pytest.mark.parametrize("form", ["sidecar", "teacher"])
+def test_importance_counts_examples_where_time_comes_before_them(form: str) -> None:
+    model = Attention()
+    randomise(model, 0)
+    inputs = torch.randn(40, 5, 6, generator=stream(0, "inputs"))
+    net, times = Network.of(model, inputs), torch.arange(40) % 4 + 1
+    units, again = [Unit("attend", 0)], inputs.repeat_interleave(times, 0)
+    sources: list[Sidecar | Teacher]
+    if form == "sidecar":
+        sources = [Sidecar.of(net, inputs, times), Sidecar.of(net, again)]
+        moments = [source.moments["attend.out_proj.weight"] for source in sources if isinstance(source, Sidecar)]
+        assert torch.allclose(moments[0], moments[1], rtol=1e-4, atol=1e-6)
+    else:
+        sources = [Teacher(net, inputs, times), Teacher(net, again)]
+    weighted, repeated = (refit(net, units, source, ridge=1e-3).network for source in sources)
+    assert distance(weighted, repeated, inputs) < 1e-6 * distance(net, repeated, inputs)
+
+
+def test_rows_that_belong_to_no_example_all_count_the_same() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heard = torch.softmax(self.ask(x.mean(0)) @ x.transpose(1, 2), -1) @ x
+            scores: torch.Tensor = self.head(heard.mean(1))
+            return scores
+
+    model = Mixed()
+    randomise(model, 0)
+    inputs = torch.randn(20, 4, 6, generator=stream(0, "inputs"))
+    net = Network.of(model, inputs)
+    found, _ = readers(net)
+    order, cost = rows_of(net, found, inputs)
+    assert "ask.weight" in found and "ask.weight" not in order
+    assert order["head.weight"] == "together"
+    assert (cost.examples, cost.forward_passes) == (6, 2)
+    assert spread(torch.rand(20), 3, order.get("ask.weight")).tolist() == [1.0, 1.0, 1.0]  # type: ignore[union-attr]
+
+
+def test_doubt_of_many_positions_is_their_mean() -> None:
+    outputs = torch.randn(4, 3, 5, 5, generator=stream(0, "outputs"))
+    flat = outputs.permute(0, 2, 3, 1).reshape(100, 3)
+    expected = doubt(flat, least=0.0).view(4, 25).mean(1)
+    assert torch.allclose(doubt(outputs, least=0.0), expected)
+    model = Pixels()
+    randomise(model, 0)
+    inputs = torch.randn(20, 1, 5, 5, generator=stream(0, "inputs"))
+    assert Sidecar.of(Network.of(model, inputs), inputs, doubt(Network.of(model)(inputs))).moments
+    with pytest.raises(InputError, match="class scores"):
+        doubt(torch.zeros(4))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_another_precision_are_recognised_and_repaired(tmp_path: Path, kind: torch.dtype) -> None:
+    net, inputs = wide()
+    small = Network.of(net.to_module().to(kind), inputs.to(kind))
+    place = tmp_path / "s.safetensors"
+    place.write_bytes(Sidecar.of(small, inputs.to(kind)).pack(share=0.5))
+    read = Sidecar.load(place)
+    assert read.steps
+    lost = Anatomy.of(small).entries(lesion(small)).all
+    hurt = silence(small, lost)
+    read.check(hurt, lost)
+    before = distance(small, hurt, inputs.to(kind))
+    for source in (read, Teacher(small, inputs.to(kind))):
+        assert distance(small, refit(hurt, lesion(small), source).network, inputs.to(kind)) < 0.5 * before
+
+
+def test_moments_of_half_precision_are_summed_in_single() -> None:
+    features = torch.rand(1, 5000, 3, generator=stream(0, "features")).half() * 100
+    moment = moment_of(features, None)
+    assert torch.allclose(moment[0, :3, :3], features[0].double().T @ features[0].double(), rtol=1e-5)
+
+
+def test_the_sidecar_of_another_network_is_refused_before_it_does_harm() -> None:
+    net, inputs = wide()
+    other = nn.Sequential(nn.Linear(400, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 5))
+    randomise(other, 1)
+    with pytest.raises(InputError, match="sidecar of this very checkpoint"):
+        refit(Network.of(other, inputs), lesion(net), Sidecar.of(net, inputs))
+
+
+def test_a_change_of_a_surviving_weight_is_noticed_by_a_sidecar_that_is_not_packed_too() -> None:
+    net, inputs = wide()
+    lost = Anatomy.of(net).entries(lesion(net)).all
+    changed = net.weights["2.weight"].clone()
+    changed[0, 0] += 1e-3
+    with pytest.raises(InputError, match=r"2\.weight"):
+        Sidecar.of(net, inputs).check(silence(net.with_weights({"2.weight": changed}), lost), lost)
+
+
+def test_other_normalisation_statistics_are_another_network() -> None:
+    net, inputs = wide("cnn")
+    packed = Sidecar.of(net, inputs).packed()
+    name = next(name for name in net.buffers if name.endswith("running_var"))
+    count = next(name for name in net.buffers if name.endswith("num_batches_tracked"))
+    packed.check(net.with_weights({}, {count: net.buffers[count] + 1}))
+    with pytest.raises(InputError, match="statistics"):
+        packed.check(net.with_weights({}, {name: net.buffers[name] * 1.1}))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1)])
+def test_weights_without_entries_or_without_bytes_of_their_own_have_hashes(shape: tuple[int, int]) -> None:
+    assert len(_prints(torch.zeros(()).expand(shape))) == shape[0]
+
+
+def test_inputs_that_the_network_cannot_read_are_refused_by_name() -> None:
+    net, _ = wide()
+    with pytest.raises(InputError, match=r"Sidecar\.of\(inputs\).*\[400\].*\[399\]"):
+        Sidecar.of(net, torch.zeros(8, 399))
+
+
+def test_a_second_hit_without_stored_weights_keeps_what_the_first_refit_has_made_good() -> None:
+    net, inputs = wide()
+    packed = Sidecar.of(net, inputs).packed(0.08)
+    assert not packed.steps
+    first, second = lesion(net)[::2], lesion(net)[1::2]
+    once = refit(net, first, packed).network
+    twice = refit(once, [*first, *second], packed).network
+    at_once = refit(net, [*first, *second], packed).network
+    assert distance(twice, net, inputs) < 1.5 * distance(at_once, net, inputs)
+
+
+def test_layers_that_are_not_repaired_come_in_the_order_of_the_lesion() -> None:
+    case = NETWORKS["residual"]
+    net = case.network()
+    units = [Unit(layer, 0) for layer in ("conv3", "stem", "down", "conv2")]
+    assert [*refit(net, units, Sidecar.of(net, case.inputs(16))).unrepaired] == ["conv3", "stem", "down", "conv2"]
+
+
+def test_what_is_not_in_the_file_does_not_count_for_its_limit() -> None:
+    net, inputs = wide()
+    module = net.to_module()
+    module.register_buffer("table", torch.zeros(10**5), persistent=False)
+    other = Network.of(module, inputs)
+    assert Sidecar.of(other, inputs).about["bytes"] == Sidecar.of(net, inputs).about["bytes"]
 
 
 def test_importance_of_a_teacher_counts_the_same_way() -> None:

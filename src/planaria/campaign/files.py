@@ -67,6 +67,23 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
         ) from error
 
 
+def make_folder(path: Path | str) -> None:
+    """Make a folder and its parents, unless it is there.
+
+    Raises:
+        EnvironmentProblem: The system refused.
+
+    Example:
+        >>> make_folder(".")
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            str(path), "a folder to write to", error.strerror or str(error), "Give another place with --out."
+        ) from error
+
+
 def run_folder(path: Path | str, settings: Mapping[str, object], *, fresh: bool = False) -> Path:
     """Open the output folder of a run, or create it.
 

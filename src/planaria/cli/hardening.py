@@ -205,7 +205,8 @@ def _saved(plan: Plan, name: str, seed: int, screen: Screen) -> Network | None:
     if words.get("planaria.settings") != plan.mark:  # left by a run that was started over
         return None
     net = plan.start(seed)
-    weights, buffers = ({n: state[n].to(net.device) for n in tensors} for tensors in (net.weights, net.buffers))
+    # Buffers that are no part of the state are the model's own.
+    weights, buffers = ({n: state[n].to(net.device) for n in of if n in state} for of in (net.weights, net.buffers))
     return net.with_weights(weights, buffers)
 
 

@@ -24,7 +24,7 @@ def read_lesion(path: Path) -> tuple[Unit, ...]:
         raise InputError(
             f"{path}", "a lesion file", error.strerror or type(error).__name__, "Check the path."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}", "JSON", str(error)[:80], f"For example {EXAMPLE}.") from error
     layers = value.get("units", value) if isinstance(value, dict) else None
     if not isinstance(layers, dict):

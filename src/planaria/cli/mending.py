@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from planaria.campaign.files import write_atomic
+from planaria.campaign.files import check_folder, make_folder, write_atomic
 from planaria.campaign.ledger import strong_id
 from planaria.cli import inputs
 from planaria.cli.lesions import read_lesion
@@ -20,14 +21,14 @@ from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.datasets import task as load_task
-from planaria.measure.models import build
+from planaria.measure.models import build, check_fit
 from planaria.measure.statistics import finite
 from planaria.measure.weights import load_weights, pack_weights
 from planaria.repair.refit import refit
 from planaria.repair.sidecar import Sidecar
 from planaria.version import version
 
-RESCUED = "rescued.safetensors"
+RESCUED, RESULT, SCHEMA = "rescued.safetensors", "result.json", "planaria.mend.v1"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def run(options: Options, screen: Screen) -> int:
     slices = Anatomy.of(net).entries(units)
     sidecar.check(net, slices.all)
     task = None if options.task is None else load_task(options.task, data_dir=options.data_dir).to(device)
-    repaired = refit(net, units, sidecar)
+    if task is not None:
+        check_fit(model, task)
     identity = {
         "command": "mend",
         "version": version(),
@@ -93,11 +95,11 @@ def run(options: Options, screen: Screen) -> int:
     }
     folder = screen.out or Path("planaria-runs") / f"mend-{strong_id(identity)[:10]}"
     place = folder / RESCUED
-    if place.resolve() == weights.resolve():
-        raise InputError("--out", "another folder than that of the damaged network", str(folder), "It is kept.")
+    _check_place(folder, (weights, lesion, sidecar_path), identity, screen)
+    repaired = refit(net, units, sidecar)
     document: dict[str, Any] = {
         "command": "rescue",
-        "schema": "planaria.mend.v1",
+        "schema": SCHEMA,
         "version": version(),
         "network": {"name": options.model, "sha256": net.sha256, "parameters": net.parameters},
         "lesion": {"units": len(units), "layers": _counts(units)},
@@ -106,7 +108,7 @@ def run(options: Options, screen: Screen) -> int:
         "unrepaired": dict(repaired.unrepaired),
         "cost": {"multiply_adds": repaired.cost.multiply_adds, "seconds": repaired.cost.seconds, "examples": 0},
         "scores": None,
-        "files": {"network": str(place), "result": str(folder / "result.json")},
+        "files": {"network": str(place), "result": str(folder / RESULT)},
         "manifest": {**surroundings(options.threads), **identity},
     }
     if task is not None:
@@ -116,10 +118,10 @@ def run(options: Options, screen: Screen) -> int:
     if screen.dry_run:
         document["files"] = {}
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         words = {"planaria.network": options.model, "planaria.rescued_from": net.sha256}
         write_atomic(place, pack_weights(repaired.network, words))
-        write_json(folder / "result.json", document)
+        write_json(folder / RESULT, document)
     for layer, why in repaired.unrepaired.items():
         screen.warn(f"layer {layer!r} is not repaired: {why}")
     if screen.as_json:
@@ -127,6 +129,33 @@ def run(options: Options, screen: Screen) -> int:
     else:
         _show(document, screen)
     return 0
+
+
+def _check_place(folder: Path, given: tuple[Path, ...], identity: dict[str, Any], screen: Screen) -> None:
+    """Refuse to write over what was given, or what another command has left.
+
+    Raises:
+        InputError: Naming the file.
+        EnvironmentProblem: If there is no way to the folder.
+    """
+    if not folder.is_dir():
+        check_folder(folder, {})
+    if {(folder / name).resolve() for name in (RESCUED, RESULT)} & {path.resolve() for path in given}:
+        raise InputError(
+            "--out", "another folder than that of the files it reads", str(folder), "The damaged network is kept."
+        )
+    there = [name for name in (RESCUED, RESULT) if (folder / name).exists()]
+    if not there or screen.fresh:
+        return
+    try:
+        stored = json.loads((folder / RESULT).read_text(encoding="utf-8"))["manifest"]
+        ours = {key: stored[key] for key in identity} == identity
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise InputError(
+            "--out", "a folder without results of another command", str(folder / there[0]), "Use --fresh to replace it."
+        )
 
 
 def _given(option: str, path: Path | None) -> Path:

@@ -59,7 +59,8 @@ _OPTIMISERS: Mapping[str, Callable[[float], Optimiser]] = {
     "adamw": AdamW,
     "sgd": SGD,
 }
-_RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
+_RATES = {"adam": 2e-3, "adamw": 2e-3, "sgd": 0.1}
+"""Where learning rates begin: twice what is usual for a constant one, so that the mean over the budget is that."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def build_repairs(
     """
     sidecar = None
     if any(name.startswith("refit") for name in names):
-        sidecar = Sidecar.of(net, *_unlabelled(net, task, SIDECAR_INPUTS))
+        sidecar = Sidecar.of(net, *unlabelled(net, task, SIDECAR_INPUTS))
     inputs, importance = task.train.inputs[: settings.inputs], None
     if any(name.startswith("sequential") for name in names):
-        inputs, importance = _unlabelled(net, task, settings.inputs)
+        inputs, importance = unlabelled(net, task, settings.inputs)
     teacher, known = Teacher(net, inputs, importance), len(inputs)
 
     def retrain(share: float = 1.0) -> Retrain:
@@ -178,7 +179,7 @@ def build_repairs(
     return {name: made(name) for name in names}, sidecar
 
 
-def _unlabelled(net: Network, task: Task, count: int) -> tuple[Tensor, Tensor | None]:
+def unlabelled(net: Network, task: Task, count: int) -> tuple[Tensor, Tensor | None]:
     """Inputs of the training split, and for a classifier how undecided it is about each: those count more."""
     few = task.train.take(min(count, len(task.train)))
     return few.inputs, None if task.classes is None else doubt(task.outputs(net, few))

@@ -76,7 +76,8 @@ def gate(document: dict[str, Any], fail_under: float | None, screen: Screen) -> 
         return 0
     reached: dict[float, float] = {}
     for row in document["summary"]:
-        reached[row["dose"]] = max(reached.get(row["dose"], -math.inf), row["after"]["best"] or -math.inf)
+        best = row["after"]["best"]
+        reached[row["dose"]] = max(reached.get(row["dose"], -math.inf), -math.inf if best is None else best)
     missed = {dose: score for dose, score in reached.items() if score < fail_under}
     for dose, score in missed.items():
         screen.errors.print(f"Gate failed: {score:.4f} at dose {dose:g} is under {fail_under:g}.", style="red")

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from planaria.campaign.files import write_atomic
+from planaria.campaign.files import check_folder, make_folder, write_atomic
+from planaria.campaign.ledger import strong_id
 from planaria.cli import inputs
+from planaria.cli.repairs import unlabelled
 from planaria.cli.running import folder_for
 from planaria.cli.screen import Screen
 from planaria.core.errors import InputError, PlanariaError
@@ -19,13 +21,15 @@ from planaria.damage.damage import Damage
 from planaria.damage.faults import Silence
 from planaria.damage.sites import RandomUnits
 from planaria.measure.statistics import finite, mean_interval
-from planaria.measure.task import Data, Task
-from planaria.measure.weights import pack_weights
+from planaria.measure.task import Task
+from planaria.measure.weights import pack_weights, read_tensors
 from planaria.repair.refit import Refit
-from planaria.repair.sidecar import Sidecar, doubt
+from planaria.repair.sidecar import Sidecar
 from planaria.version import version
 
 ENDING = ".sidecar.safetensors"
+DEATH = Damage(Silence(), RandomUnits(per_layer=True))
+"""At what the price is measured."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     if options.share is not None and not options.share > 0:
         raise InputError("--share", "a number above 0", options.share)
     doses = [] if options.doses == "none" else inputs.numbers("--doses", options.doses, float)
+    doses = [float(DEATH.site.dose.check(dose)) for dose in doses]
     prepared = inputs.prepare(subject)
     task = prepared.task
     place, checkpoint = _places(prepared, screen)
@@ -53,14 +58,19 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     bare, trained_record = inputs.network(prepared, screen.say)
     net = inputs.tapped(bare, subject.taps)
     _, intact, warnings = inputs.intact(net, prepared, options.expect)
-    sidecar = make(net, task, options.inputs)
-    content = sidecar.pack({"planaria.network": subject.model}, share=options.share)
-    small = sidecar.packed(options.share)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if prepared.recipe is not None:
-        write_atomic(checkpoint, pack_weights(net, {"planaria.network": subject.model}))
+    words = {"planaria.network": subject.model}
+    whole = None if prepared.recipe is None else pack_weights(net, {**words, "planaria.settings": _mark(prepared)})
+    model = checkpoint.stat().st_size if whole is None else len(whole)
+    sidecar = Sidecar.of(net, *unlabelled(net, task, options.inputs))
+    # The limit is a share of the file, which may hold the weights in another precision than they are used in.
+    limited = replace(sidecar, about={**sidecar.about, "bytes": min(model, sidecar.about["bytes"])})
+    small = limited.packed(options.share)
+    content = small.pack(words)
+    make_folder(place.parent)
+    if whole is not None:
+        write_atomic(checkpoint, whole)
     write_atomic(place, content)
-    model = checkpoint.stat().st_size
+    read = Sidecar.load(place)
     document = finite(
         {
             "command": "sidecar",
@@ -87,7 +97,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
             "bytes": len(content),
             "model_bytes": model,
             "share": len(content) / model,
-            "price": [_price(net, task, sidecar, Sidecar.load(place), dose, options.seeds) for dose in doses],
+            "price": [_price(net, task, sidecar, read, dose, options.seeds) for dose in doses],
             "files": {"sidecar": str(place), "network": str(checkpoint)},
         }
     )
@@ -116,13 +126,9 @@ def _announce(prepared: inputs.Prepared, options: Options, place: Path, screen: 
     return 0
 
 
-def make(net: Network, task: Task, number: int) -> Sidecar:
-    """The sidecar from unlabelled inputs of the training split; a classifier's undecided ones count more."""
-    few = task.train.inputs[:number]
-    importance = None
-    if task.classes is not None:
-        importance = doubt(task.outputs(net, Data(few, task.train.targets[: len(few)])))
-    return Sidecar.of(net, few, importance)
+def _mark(prepared: inputs.Prepared) -> str:
+    """Id of what decides the network that is trained here."""
+    return strong_id({**prepared.identity(), "command": "sidecar", "version": version()})
 
 
 def _places(prepared: inputs.Prepared, screen: Screen) -> tuple[Path, Path]:
@@ -130,6 +136,7 @@ def _places(prepared: inputs.Prepared, screen: Screen) -> tuple[Path, Path]:
 
     Raises:
         InputError: If something else is there already.
+        EnvironmentProblem: If there is no way to the folder.
     """
     weights = prepared.subject.weights
     if screen.out is not None:
@@ -144,6 +151,15 @@ def _places(prepared: inputs.Prepared, screen: Screen) -> tuple[Path, Path]:
     checkpoint = weights or place.with_name(f"{name}.safetensors")
     if place.resolve() == checkpoint.resolve():
         raise InputError("--out", "another file than the checkpoint", str(place))
+    if not place.parent.is_dir():
+        check_folder(place.parent, {})
+    if weights is None and checkpoint.exists() and not screen.fresh and not _ours(checkpoint, _mark(prepared)):
+        raise InputError(
+            "--out",
+            "a place for the network that is trained, too",
+            f"another network in {checkpoint}",
+            "Name it with --weights to make its sidecar, or use --fresh to replace it.",
+        )
     if place.exists() and not screen.fresh:
         try:
             Sidecar.load(place)
@@ -154,12 +170,19 @@ def _places(prepared: inputs.Prepared, screen: Screen) -> tuple[Path, Path]:
     return place, checkpoint
 
 
+def _ours(checkpoint: Path, mark: str) -> bool:
+    """Whether a file is what this very command writes."""
+    try:
+        return read_tensors(checkpoint)[1].get("planaria.settings") == mark
+    except PlanariaError:
+        return False
+
+
 def _price(net: Network, task: Task, exact: Sidecar, packed: Sidecar, dose: float, seeds: int) -> dict[str, Any]:
     """Validation scores after a lesion, refitted from exact moments and from the file."""
-    damage = Damage(Silence(), RandomUnits(per_layer=True))
     scores: dict[str, list[float]] = {"damaged": [], "exact": [], "file": []}
     for seed in range(seeds):
-        hurt = damage.at(dose)(net, stream(seed, "lesion"))
+        hurt = DEATH.at(dose)(net, stream(seed, "lesion"))
         scores["damaged"].append(task.score(hurt, task.validation))
         for name, source in (("exact", exact), ("file", packed)):
             if name == "file" and not packed.steps:  # copies of the weights did not fit: they must be readable

@@ -376,11 +376,12 @@ def _thin(owner: Tensor) -> Tensor:
 
     Saves memory on large weights, and tells `_mark` which axes belong to one unit as a whole.
     """
+    shape = owner.shape
     for axis in range(owner.ndim):
         first = owner.narrow(axis, 0, 1)
         if owner.shape[axis] > 1 and bool((owner == first).all()):
-            owner = first.clone().expand(owner.shape)
-    return owner
+            owner = first
+    return owner.clone(memory_format=torch.contiguous_format).expand(shape)
 
 
 def _mark(units: Tensor, owner: Tensor, state: Tensor) -> None:
@@ -432,8 +433,7 @@ def _read(graph: Graph, net: Network) -> Anatomy:
             exact_by=finding.exact_by,
             readers=finding.readers,
             owners={
-                role: {name: _thin(owner) for name, owner in owners.items()}
-                for role, owners in finding.owners.items()
+                role: {name: _thin(owner) for name, owner in owners.items()} for role, owners in finding.owners.items()
             },
             gates=tuple((graph.calls[at].tag, labels) for at, labels in finding.gates),
         )

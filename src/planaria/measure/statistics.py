@@ -574,11 +574,13 @@ class Paired:
         effect: The mean in units of the standard deviation of the differences (Cohen's d_z), with its interval.
         p_value: Share of all ways to exchange the two of some pairs after which the mean difference is at least as
             large, in either direction; no smaller than 2 / 2^pairs, 0.06 for five pairs.
+        pairs: Number of pairs.
     """
 
     difference: Estimate
     effect: Estimate
     p_value: float
+    pairs: int
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, *, flips: int = 10_000) -> Paired:
@@ -616,7 +618,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, *, flips: 
         signs = np.concatenate((np.ones((1, n)), rng.choice([-1.0, 1.0], size=(flips, n))))
     sums = np.abs(signs @ values)
     p_value = float((sums >= sums[0] * (1 - 1e-9)).mean())
-    return Paired(difference, _effect(values), p_value)
+    return Paired(difference, _effect(values), p_value, n)
 
 
 def _effect(values: Floats) -> Estimate:

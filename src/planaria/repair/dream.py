@@ -28,7 +28,7 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
         Inputs [count, ...] of the type of `like`.
 
     Raises:
-        InputError: If there is nothing to be like, or nothing to make.
+        InputError: If there is nothing to be like, nothing to make, or no token to draw.
 
     Example:
         >>> from planaria.core.streams import stream
@@ -43,8 +43,12 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
     if len(like) == 0 or count < 1:
         raise InputError("dream", "an input to be like, and a count of at least 1", f"{len(like)} and {count}")
     shape = tuple(like.shape[1:])
+    if not like.numel():
+        raise InputError("dream(like)", "inputs with something in them", f"shape {list(like.shape)}")
     if not like.is_floating_point():
         number = int(like.max()) + 1 if vocabulary is None else vocabulary
+        if number < 1:
+            raise InputError("dream(vocabulary)", "a number of tokens of at least 1", number, "Give vocabulary=.")
         return torch.randint(number, (count, *shape), generator=rng).to(like)
     channels, plane = _planes(shape)
     noise = torch.randn(count, channels, *plane, generator=rng, dtype=torch.double)
@@ -56,7 +60,7 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
     amplitude = 1.0 / frequencies.sqrt().clamp_min(1.0 / max(*plane, 2))
     axes = tuple(range(2, 2 + len(plane)))
     pink = torch.fft.ifftn(torch.fft.fftn(noise, dim=axes) * amplitude, dim=axes).real.reshape(count, channels, -1)
-    pink = (pink - pink.mean()) / pink.std().clamp_min(1e-12)
+    pink = (pink - pink.mean()) / pink.std(correction=0).clamp_min(1e-12)
     known = like.detach().cpu().double()
     values = (known.transpose(1, 2) if len(shape) == 2 else known).reshape(len(like), channels, -1)
     made = torch.empty_like(pink)

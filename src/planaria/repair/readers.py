@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import InputError
-from planaria.core.graph import Call, Graph, Product, Watch, trace
+from planaria.core.graph import Call, Graph, Product, Watch, forward_multiply_adds, run, trace
+from planaria.core.motion import Cost
 from planaria.core.network import Network
 
 WIDEST = 8192
@@ -198,6 +199,55 @@ def watch(found: Mapping[str, Reader], seen: Callable[[Reader, Tensor, Tensor], 
             output.copy_(replaced)
 
     return Watch(at_reader)
+
+
+def rows_of(net: Network, found: Mapping[str, Reader], inputs: Tensor) -> tuple[dict[str, str], Cost]:
+    """In which order the rows of readers belong to examples; seen from where they go when examples change places.
+
+    Attention, for one, puts time before examples.
+
+    Args:
+        net: The network.
+        found: Readers.
+        inputs: Some inputs, of which three at most are looked at.
+
+    Returns:
+        Weight name -> "together" (an example's rows lie one after another) or "apart" (the examples' first rows, then
+        their second ones ...); left out where no example owns a row. And the cost of looking.
+    """
+    few = inputs[:3]
+    seen: dict[str, list[Tensor]] = {}
+    at_work, _ = readers(net, len(few))
+    watched = {n: at_work[n] for n, reader in found.items() if n in at_work and reader.convolution is None}
+    order = dict.fromkeys(found.keys() - watched.keys(), "together")
+    if not watched:
+        return order, Cost()
+
+    def look(reader: Reader, x: Tensor, z: Tensor) -> None:
+        del z
+        seen.setdefault(reader.weight, []).append(reader.features(x).float())
+
+    for shift in (0, 1):
+        run(net, few.roll(shift, 0), watch(watched, look))
+    for name, (first, second) in seen.items():
+        groups, rows, width = first.shape
+        slack = 1e-3 * float(first.abs().max())
+        for word, shape, axis in (("together", (len(few), -1), 1), ("apart", (-1, len(few)), 2)):
+            if rows % len(few) == 0 and name not in order:
+                moved = first.view(groups, *shape, width).roll(1, axis).view(first.shape)
+                order |= {name: word} if bool(((moved - second).abs() <= slack).all()) else {}
+    work = 2 * len(few) * forward_multiply_adds(net, inputs)
+    return order, Cost(examples=2 * len(few), forward_passes=2, multiply_adds=work)
+
+
+def spread(importance: Tensor | None, rows: int, order: str | None) -> Tensor | None:
+    """Importance of examples as that of rows; 1 for rows that no example owns."""
+    if importance is None:
+        return None
+    if order is None:
+        return torch.ones(rows, dtype=importance.dtype, device=importance.device)
+    each = rows // len(importance)
+    return importance.repeat_interleave(each) if order == "together" else importance.repeat(each)
 
 
 def _reader(graph: Graph, product: Product, buffers: frozenset[str]) -> Reader | str:

@@ -28,9 +28,9 @@ from planaria.core.graph import forward_multiply_adds, run
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 from planaria.core.streams import stream
-from planaria.repair.readers import Reader, readers, watch
+from planaria.repair.readers import Reader, readers, rows_of, spread, watch
 from planaria.repair.ridge import solve
-from planaria.repair.sidecar import Sidecar, checked_importance, moment_of
+from planaria.repair.sidecar import Sidecar, agree, checked_importance, moment_of, wide
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +66,8 @@ class Refit:
         Iterator of one moment.
 
     Raises:
-        InputError: If the ridge is not positive, or the source belongs to another network.
+        InputError: If the ridge is not positive, or the source's weights have other names or shapes. (`Sidecar.check`
+            tells networks of the same shape apart; a network that is trained on is no longer the sidecar's own.)
 
     Source: our own; its form is that of least-squares channel pruning (He et al., 2017) and GPTQ (Frantar et al.,
         2023). See docs/equations.md.
@@ -113,7 +114,8 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
     """Repair a network whose units have died, in one call.
 
     Args:
-        net: The network as it can still be read; weights of the dead units may be lost.
+        net: The network as it can still be read; weights of the dead units may be lost, and it may have been refitted
+            before, but not trained (the flow `Refit` takes those too).
         lesion: The dead units.
         source: A Sidecar of the intact network, or a Teacher.
         ridge: As in `Refit`.
@@ -123,7 +125,8 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
 
     Raises:
         AnatomyError: If a unit of the lesion does not exist.
-        InputError: If the source belongs to another network, or weights are lost that the sidecar does not hold.
+        InputError: If the sidecar belongs to another network, the teacher to one of another form, or weights are lost
+            that the sidecar does not hold.
 
     Example:
         >>> from torch import nn
@@ -137,11 +140,12 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
     anatomy = Anatomy.of(net)
     slices = anatomy.entries(units)
     if isinstance(source, Sidecar):
+        source.check(net, slices.all, refitted=True)
         source = _completed(source, net, slices.outgoing)
     hurt = silence(net, slices.all) if units else net
     (moment,) = Refit(source, ridge)(hurt, stream(0, "refit"))
     changed = tuple(n for n, w in moment.network.weights.items() if not torch.equal(w, hurt.weights[n]))
-    unrepaired = unread(hurt, source, {unit.layer for unit in units})
+    unrepaired = unread(hurt, source, (unit.layer for unit in units))
     return Refitted(moment.network, changed, unrepaired, moment.cost)
 
 
@@ -186,8 +190,10 @@ def _completed(sidecar: Sidecar, net: Network, lost: Mapping[str, Tensor]) -> Si
             )
     if not missing:
         return sidecar
-
-    return replace(sidecar, weights={**sidecar.weights, **{name: net.weights[name] for name in missing}})
+    found, _ = readers(net)
+    # With their biases: what an earlier refit has made good is in both.
+    read = [name for n in missing if n in found for name in (n, found[n].bias) if name is not None]
+    return replace(sidecar, weights={**sidecar.weights, **{name: net.weights[name] for name in read}})
 
 
 def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[Network, Cost]:
@@ -240,10 +246,9 @@ def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
             "none, for want of room",
             "Call refit(net, lesion, sidecar) on a network whose weights can be read, or use a larger share.",
         )
-    stored = stored.to(own)
-    step = sidecar.steps.get(reader.weight)
+    stored, step = stored.to(own.device), sidecar.steps.get(reader.weight)
     if step is not None:
-        stored = torch.where((own - stored).abs() <= step.to(own) * 1.01, own, stored)
+        stored = torch.where(agree(own, stored, step), wide(own), stored)
     return reader.matrix({reader.weight: stored})
 
 
@@ -274,6 +279,7 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
     anatomy = Anatomy.of(net)
     dead = anatomy.dead(net)
     found, _ = readers(net, len(inputs))
+    order, looked = ({}, Cost()) if importance is None else rows_of(intact, found, inputs)
     wanted: dict[str, Tensor] = {}
     targets: dict[str, Tensor] = {}
     work = [0]
@@ -288,8 +294,8 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         lost = _dead_features(anatomy, dead, reader).to(net.device)
         if not bool(lost.any()) and torch.equal(z, target):
             return None
-        features = reader.features(x)
-        error = reader.outputs(target - z)
+        features = wide(reader.features(x))
+        error = wide(reader.outputs(target)) - wide(reader.outputs(z))
         # Units that are stuck rather than silent are heard: take what they say away, and stop listening.
         old = reader.matrix(net.weights)
         error = error + torch.bmm(features, (old * lost[:, :, None]).to(features.dtype))
@@ -299,17 +305,17 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net)[:, None]], 1)
         matrix, shift = old * ~lost[:, :, None], old.new_zeros(features.shape[0], error.shape[2])
         count = features.shape[1]
-        each = None if importance is None else importance.to(features.dtype).repeat_interleave(count // len(inputs))
-        moments = moment_of(features, None if importance is None else importance.to(features.dtype)) / count
+        each = spread(importance, count, order.get(reader.weight))
+        moments = moment_of(features, each) / count
         for g in range(len(features)):
-            wrong = error[g] if each is None else error[g] * each[:, None]
+            wrong = error[g] if each is None else error[g] * each[:, None].to(error.dtype)
             across = torch.cat([features[g].T @ wrong, wrong.sum(0, keepdim=True)]).double() / count
             energy = (error[g] * wrong).double().sum(0) / count
             change, spent = solve(moments[g], across, energy, heard[g], count, ridge)
             matrix[g] += change[:-1]
             shift[g] = change[-1]
             size = features.shape[2] + 1
-            work[0] += spent + count * size * (size + error.shape[2])
+            work[0] += spent + count * size * (size + 3 * error.shape[2])  # with what is taken away and what is made
         proposal = reader.targets(net, matrix, shift)
         moved = net.move(proposal)
         targets.update(proposal)
@@ -323,7 +329,7 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
     run(net, inputs, watch(found, refit_one))
     forward = forward_multiply_adds(net, inputs)
     cost = Cost(examples=len(inputs), forward_passes=2, multiply_adds=2 * len(inputs) * forward + work[0])
-    return net.move(targets), cost
+    return net.move(targets), cost + looked
 
 
 def _dead_features(anatomy: Anatomy, dead: Mapping[str, Tensor], reader: Reader) -> Tensor:

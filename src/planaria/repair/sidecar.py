@@ -25,17 +25,17 @@ from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds, run
 from planaria.core.motion import Cost
 from planaria.core.network import Network
-from planaria.core.trees import Entries
+from planaria.core.trees import Entries, digest
 from planaria.measure.weights import pack_weights, read_tensors
-from planaria.repair.readers import Reader, readers, watch
+from planaria.repair.readers import Reader, readers, rows_of, spread, watch
 
 SHARE, CONVOLUTIONAL_SHARE = 0.15, 0.5
 """Usual largest size of the file, as a share of the model's, without and with convolutions."""
 SCHEMA = "planaria.sidecar.v1"
 _WEIGHTS_SHARE = 0.6
 """Largest part of the file that the readers' weights may take; beyond it they are left out."""
-_HEADER = 2560
-"""Bytes set aside for names, shapes and hashes."""
+_HEADER, _FRAME = 2560, 1800
+"""Bytes set aside for names, shapes and hashes at least; and for all of these but the record, which grows."""
 _LEAST = 1e-7
 """Eigenvalues below this, relative to their mean, are not worth their bytes."""
 
@@ -98,6 +98,7 @@ class Sidecar:
         refused: Reader's weight name -> why it has no moments.
         sha256: Hash of the intact network.
         prints: Weight name -> hash of each of its rows (axis 0), 16 bits.
+        statistics: Hash of the buffers of real numbers, which no lesion touches; empty if unknown.
         about: Facts for who builds the network from the file: input shape and type, number of outputs.
         factors: Reader's weight name -> the form on file that the moments were taken back from; empty while exact.
         cost: What making it has cost.
@@ -109,6 +110,7 @@ class Sidecar:
     refused: Mapping[str, str]
     sha256: str = ""
     prints: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     steps: Mapping[str, Tensor] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=dict)
@@ -126,7 +128,7 @@ class Sidecar:
             batch: Inputs per forward pass.
 
         Raises:
-            InputError: If there are no inputs, or an activation is not finite.
+            InputError: If there are no inputs, the network cannot run on them, or an activation is not finite.
 
         Example:
             >>> from torch import nn
@@ -143,6 +145,8 @@ class Sidecar:
         heard = {name for group in Anatomy.of(net).groups for name in group.owners["outgoing"]}
         found = {name: reader for name, reader in found.items() if name in heard}
         each = checked_importance("Sidecar.of(importance)", importance, inputs)
+        _try(net, inputs)
+        order, looked = ({}, Cost()) if each is None else rows_of(net, found, inputs)
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = {}
         at = 0
@@ -150,8 +154,8 @@ class Sidecar:
         def add(reader: Reader, x: Tensor, z: Tensor) -> None:
             del z
             features = reader.features(x)
-            scale = None if each is None else each[at : at + len(part)].to(features.dtype)
-            moment = moment_of(features, scale)
+            mine = None if each is None else each[at : at + len(part)]
+            moment = moment_of(features, spread(mine, features.shape[1], order.get(reader.weight)))
             sums[reader.weight] = sums[reader.weight] + moment if reader.weight in sums else moment
             rows[reader.weight] = rows.get(reader.weight, 0) + features.shape[1]
 
@@ -180,14 +184,15 @@ class Sidecar:
             refused=refused,
             sha256=net.sha256,
             prints={name: _prints(weight) for name, weight in net.weights.items()},
+            statistics=_statistics(net),
             about={
                 "shape": list(inputs.shape[1:]),
                 "type": str(inputs.dtype).removeprefix("torch."),
                 "outputs": outputs.shape[-1] if isinstance(outputs, Tensor) else None,
-                "bytes": sum(t.numel() * t.element_size() for t in [*net.weights.values(), *net.buffers.values()]),
+                "bytes": sum(t.numel() * t.element_size() for t in [*net.weights.values(), *_saved(net).values()]),
                 "convolutional": any(found[name].convolution is not None for name in moments),
             },
-            cost=cost,
+            cost=cost + looked,
         )
 
     def packed(self, share: float | None = None) -> Sidecar:
@@ -207,7 +212,7 @@ class Sidecar:
             share = CONVOLUTIONAL_SHARE if self.about.get("convolutional") else SHARE
         if not share > 0:
             raise InputError("Sidecar.packed(share)", "a number above 0", share)
-        room = int(share * int(self.about["bytes"])) - _HEADER
+        room = int(share * int(self.about["bytes"])) - max(_HEADER, _FRAME + len(json.dumps(self._record())))
         room -= 2 * sum(p.numel() for p in self.prints.values())
         room -= sum(4 * w.numel() for name, w in self.weights.items() if name not in self.moments)
         room -= sum(2 * m.shape[0] * m.shape[1] + 4 * m.shape[0] for m in self.moments.values())
@@ -229,7 +234,7 @@ class Sidecar:
         if whole:
             for name in self.moments:
                 codes, scale = _coded(self.weights[name])
-                weights[name] = (codes.float() * scale).to(self.weights[name].dtype)
+                weights[name] = codes.float() * scale
                 steps[name] = scale / 2
         moments = {name: factor.dense() for name, factor in factors.items()}
         return replace(self, moments=moments, weights=weights, steps=steps, factors=factors)
@@ -257,20 +262,27 @@ class Sidecar:
             "biases": _line(list(biases.values()), torch.float32),
             "prints": _line(list(small.prints.values()), torch.int16),
         }
-        record = {
-            "readers": [[name, *factor.codes.shape, round(factor.explained, 6)] for name, factor in factors.items()],
-            "weights": [[name, *small.weights[name].shape] for name in coded],
-            "biases": [[name, *bias.shape] for name, bias in biases.items()],
-            "prints": [[name, len(prints)] for name, prints in small.prints.items()],
-            "refused": dict(small.refused),
-            "examples": small.examples,
-            "sha256": small.sha256,
-            "about": dict(small.about),
-        }
         return pack_weights(
             {name: tensor for name, tensor in tensors.items() if tensor.numel()},
-            {"schema": SCHEMA, "sidecar": json.dumps(record, separators=(",", ":")), **(words or {})},
+            {"schema": SCHEMA, "sidecar": small._record(), **(words or {})},
         )
+
+    def _record(self) -> str:
+        """Names, shapes and facts, as they are on file; at its longest while not packed."""
+        ranks = {name: (*factor.codes.shape, round(factor.explained, 6)) for name, factor in self.factors.items()}
+        ranks = ranks or {name: (*moment.shape, 0.123456) for name, moment in self.moments.items()}
+        record = {
+            "readers": [[name, *rank] for name, rank in ranks.items()],
+            "weights": [[name, *self.weights[name].shape] for name in self.moments if name in self.weights],
+            "biases": [[name, *bias.shape] for name, bias in self.weights.items() if name not in self.moments],
+            "prints": [[name, len(prints)] for name, prints in self.prints.items()],
+            "refused": dict(self.refused),
+            "examples": self.examples,
+            "sha256": self.sha256,
+            "statistics": self.statistics,
+            "about": dict(self.about),
+        }
+        return json.dumps(record, separators=(",", ":"))
 
     @staticmethod
     def load(path: str | Path) -> Sidecar:
@@ -289,15 +301,16 @@ class Sidecar:
             came = f"{type(error).__name__}: {error}"
             raise InputError(f"{path}", "a whole sidecar", came, "Make it again.") from error
 
-    def check(self, net: Network, lesion: Entries | None = None) -> None:
+    def check(self, net: Network, lesion: Entries | None = None, *, refitted: bool = False) -> None:
         """Whether this is the sidecar of a network, apart from what the lesion has destroyed.
 
-        Every row of every weight without a lost entry must have the stored hash, and every surviving weight of a
-        reader must agree with the stored one.
+        Every row of every weight without a lost entry must have the stored hash, every surviving weight of a reader
+        must agree with the stored one, if there is one, and normalisation statistics must have the stored hash.
 
         Args:
             net: The network, damaged or not.
             lesion: Entries that may differ; None for none.
+            refitted: Whether it may have been refitted before: weights and biases of readers may then be others.
 
         Raises:
             InputError: Naming the first weight that does not belong.
@@ -305,18 +318,22 @@ class Sidecar:
         if self.sha256 == net.sha256:
             return
         lost = lesion or {}
+        if self.statistics and self.statistics != _statistics(net):
+            raise self._stranger("running statistics", "normalisation statistics of other values")
         for name, stored in self.prints.items():
-            weight = net.weights.get(name)
-            if weight is None or len(weight.flatten(1) if weight.ndim > 1 else weight.flatten()) != len(stored):
+            given = net.weights.get(name)
+            if given is None or (len(given) if given.ndim else 1) != len(stored):
                 raise self._stranger(name, "no weight of that name and size")
-            hit = lost.get(name, torch.zeros_like(weight, dtype=torch.bool))
+            if refitted and name in self.weights:
+                continue
+            weight = given.cpu()
+            hit = lost[name].cpu() if name in lost else torch.zeros_like(weight, dtype=torch.bool)
             clean = ~(hit.flatten(1).any(1) if hit.ndim > 1 else hit.flatten())
             wrong = int((_prints(weight)[clean] != stored[clean]).sum())
             if wrong:
                 raise self._stranger(name, f"{wrong} of {int(clean.sum())} rows that the lesion spares are others")
-            if name in self.steps:
-                apart = (weight - self.weights[name].to(weight)).abs() > self.steps[name].to(weight) * 1.01
-                wrong = int((apart & ~hit).sum())
+            if name in self.moments and name in self.weights:
+                wrong = int((~agree(weight, self.weights[name], self.steps.get(name)) & ~hit).sum())
                 if wrong:
                     raise self._stranger(name, f"{wrong} weights that the lesion spares are others")
 
@@ -345,12 +362,15 @@ def doubt(outputs: Tensor, *, temperature: float = 4.0, least: float = 0.05) -> 
     changes fewer of them.
 
     Args:
-        outputs: Logits [examples, classes].
+        outputs: Logits [examples, classes, ...]; of several positions, the mean counts.
         temperature: Softens the softmax.
         least: Added to every weight, which have mean 1.
 
     Returns:
         Weights [examples].
+
+    Raises:
+        InputError: If there is no axis of classes.
 
     Example:
         >>> doubt(torch.tensor([[9.0, 0.0], [0.1, 0.0]])).argmax()
@@ -358,7 +378,9 @@ def doubt(outputs: Tensor, *, temperature: float = 4.0, least: float = 0.05) -> 
 
     Source: our own; measured in docs/results.md.
     """
-    unsure = 1.0 - (outputs.double() / temperature).softmax(-1).amax(-1)
+    if outputs.ndim < 2:
+        raise InputError("doubt(outputs)", "class scores [examples, classes, ...]", f"shape {list(outputs.shape)}")
+    unsure = (1.0 - (outputs.double() / temperature).softmax(1).amax(1)).reshape(len(outputs), -1).mean(1)
     return unsure / unsure.mean().clamp_min(1e-12) + least
 
 
@@ -367,12 +389,11 @@ def moment_of(features: Tensor, importance: Tensor | None) -> Tensor:
 
     Args:
         features: [groups, rows, features].
-        importance: [examples]; each example has the same number of rows, one after another.
+        importance: Of each row [rows].
     """
+    features = wide(features)
     rows = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-    left = rows
-    if importance is not None:
-        left = rows * importance.repeat_interleave(rows.shape[1] // len(importance))[None, :, None]
+    left = rows if importance is None else rows * importance.to(rows.dtype)[None, :, None]
     return torch.bmm(left.transpose(1, 2), rows).double()
 
 
@@ -389,7 +410,38 @@ def checked_importance(where: str, importance: Tensor | None, inputs: Tensor) ->
         raise InputError(
             where, f"{len(inputs)} finite weights of at least 0, not all 0", f"{list(importance.shape)} numbers"
         )
-    return importance.to(inputs.device) / importance.mean()
+    importance = importance.to(inputs.device, torch.double)
+    return importance / importance.mean()
+
+
+def wide(numbers: Tensor) -> Tensor:
+    """At least single precision: sums of many numbers in sixteen bits are wrong in the third digit."""
+    return numbers.float() if numbers.element_size() < 4 else numbers
+
+
+def agree(weight: Tensor, stored: Tensor, step: Tensor | None) -> Tensor:
+    """Which weights are the stored ones up to their rounding; without a step, exactly."""
+    apart = (wide(weight) - stored.to(weight.device)).abs()
+    return apart <= (0.0 if step is None else step.to(weight.device) * 1.01)
+
+
+def _try(net: Network, inputs: Tensor) -> None:
+    """Run the network on inputs of a shape it has not been traced with.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    if net.inputs is None or net.inputs.shape[1:] == inputs.shape[1:]:
+        return
+    try:
+        net(inputs[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            "Sidecar.of(inputs)",
+            f"inputs of the network's shape {list(net.inputs.shape[1:])}",
+            f"{list(inputs.shape[1:])}",
+            "Bring them into the form that the network was traced with.",
+        ) from error
 
 
 def _ranks(values: Mapping[str, Tensor], room: int) -> dict[str, int]:
@@ -419,15 +471,27 @@ def _coded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _prints(weight: Tensor) -> Tensor:
     """Hash of every row (axis 0; every entry of a vector), 16 bits."""
-    flat = weight.detach().cpu().contiguous()
-    rows = flat.reshape(len(flat), -1) if flat.ndim > 1 else flat.reshape(-1, 1)
-    data = rows.view(torch.uint8).to(torch.int64)
+    # Copied, since a number seen through a larger shape has no bytes of its own.
+    flat = torch.empty(weight.numel(), dtype=weight.dtype).copy_(weight.detach().reshape(-1))
+    count = len(weight) if weight.ndim else 1
+    word = {1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32)
+    data = flat.view(word).view(count, -1 if flat.numel() else 0).to(torch.int64)
     place = torch.arange(1, data.shape[1] + 1)
     # Any odd numbers do; products and sums wrap around.
     key = place * 0x9E3779B97F4A7C1 ^ (place << 21)
     mixed = ((data + 1) * (key | 1)).sum(1)
     mixed = (mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B
     return ((mixed ^ (mixed >> 32)) & 0xFFFF).to(torch.int32).to(torch.int16)
+
+
+def _saved(net: Network) -> dict[str, Tensor]:
+    """Buffers that are in the network's file."""
+    return {name: net.buffers[name] for name in net.module.state_dict() if name in net.buffers}
+
+
+def _statistics(net: Network) -> str:
+    """Hash of what normalisations have learnt; how many batches they have seen changes no output."""
+    return digest({name: buffer for name, buffer in _saved(net).items() if buffer.is_floating_point()})
 
 
 def _line(tensors: list[Tensor], kind: torch.dtype) -> Tensor:
@@ -440,6 +504,10 @@ def _read(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Sidecar:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"sidecar: {name}", "finite numbers", "NaN or infinity", "Make the sidecar again.")
+    about = dict(record["about"])
+    known = isinstance(getattr(torch, about["type"], None), torch.dtype)
+    if not (known and {"shape", "outputs", "bytes"} <= about.keys()):
+        raise ValueError("it does not say what inputs it is for")
     places = dict.fromkeys(tensors, 0)
 
     def take(key: str, *shape: int) -> Tensor:
@@ -468,8 +536,9 @@ def _read(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Sidecar:
         examples=int(record["examples"]),
         refused=dict(record["refused"]),
         sha256=str(record["sha256"]),
+        statistics=str(record["statistics"]),
         prints={name: take("prints", count) for name, count in record["prints"]},
-        about=dict(record["about"]),
+        about=about,
         steps=steps,
         factors=factors,
     )
