@@ -26,7 +26,7 @@ from planaria.measure.weights import pack_weights
 
 RESULTS = Path(__file__).parent / "results"
 DEATH = pl.Damage(pl.Silence(), pl.RandomUnits(per_layer=True))
-DOSES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
+DOSES = {"mlp": (0.1, 0.3, 0.5, 0.7, 0.8, 0.9), "cnn": (0.3, 0.5, 0.7)}
 
 
 def network(kind: str, task: pl.Task, seed: int, keep: Path) -> pl.Network:
@@ -75,7 +75,7 @@ def measure(kind: str, task: pl.Task, net: pl.Network, seed: int) -> dict[str, A
     def once(source: Any, hurt: pl.Network) -> pl.Network:
         return next(pl.Refit(source)(hurt, pl.stream(seed, "refit"))).network
 
-    for dose in DOSES:
+    for dose in DOSES[kind]:
         hurt = DEATH.at(dose)(net, pl.stream(seed, "lesion"))
         scores: dict[str, Any] = {"none": task.score(hurt)}
         for name, source in (
@@ -85,7 +85,7 @@ def measure(kind: str, task: pl.Task, net: pl.Network, seed: int) -> dict[str, A
             ("synthetic", noise),
         ):
             scores[name] = task.score(once(source, hurt))
-        if dose in (0.5, 0.9):
+        if dose in (0.5, 0.9) and kind == "mlp":
             distil = pl.Distil(net, inputs[:1024], pl.Adam(2e-3), temperature=4.0)
             after = pl.settle(distil, pl.updates(100))(once(teacher, hurt), pl.stream(seed, "distil"))
             scores["sequential 1024, 100 distillation updates"] = task.score(after)
@@ -105,7 +105,7 @@ def measure(kind: str, task: pl.Task, net: pl.Network, seed: int) -> dict[str, A
     half = DEATH.at(0.5)(net, pl.stream(seed, "lesion"))
     target = task.score(net, task.validation) - 0.01
     flow, updates = pl.Retrain(task, pl.Adam(1e-3), 128), None
-    for name, start in (("masked Adam", half), ("after the sidecar", once(exact, half))):
+    for name, start in (("masked Adam", half), ("after the sidecar", once(exact, half))) if kind == "mlp" else ():
         updates = 0 if task.score(start, task.validation) >= target else None
         for number, moment in enumerate(flow(start, pl.stream(seed, "repair")), 1) if updates is None else ():
             if number % 10 == 0 and task.score(moment.network, task.validation) >= target:

@@ -205,6 +205,7 @@ WRONG: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "no updates": (2, ("rescue", "--updates", "0"), ("--updates", "at least 1")),
     "a batch of nothing": (2, ("rescue", "--batch", "0"), ("--batch", "at least 1")),
     "no bites": (2, ("rescue", "--bites", "0"), ("--bites",)),
+    "embryos less plastic than the rest": (2, ("rescue", "--ratio", "0.5"), ("--ratio", "at least 1")),
     "no epochs": (2, ("rescue", "--train-epochs", "0"), ("--train-epochs", "at least 1")),
     "no threads": (2, ("rescue", "--threads", "0"), ("--threads",)),
     "no draws": (2, ("respond", "--draws", "0"), ("--draws",)),

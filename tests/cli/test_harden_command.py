@@ -212,3 +212,30 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert done.code == 2
     assert all(word in done.err for word in words), done.err
     assert everything_in(tmp_path) == {}
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 12), nn.Linear(12, 10)
+        self.register_buffer("table", torch.ones(12), persistent=False)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu() * self.table)
+"""
+
+
+def test_a_run_goes_on_with_buffers_that_are_not_saved(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(MODEL)
+    command = (
+        "harden", "--task", "digits?train=200", "--model", "scaled.py:Scaled", "--epochs", "1", "--doses", "0.5",
+        "--draws", "1", "--updates", "2", "--seeds", "1", "--methods", "plain", "--out", "run", "--json",
+    )  # fmt: skip
+    first, again = (planaria(*command, cwd=tmp_path) for _ in range(2))
+    assert first.code == 0, first.err
+    assert again.code == 0, again.err
+    assert again.document["rows"] == first.document["rows"]

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from command_line import Finished, everything_in, planaria
+from planaria.cli.results import gate
+from planaria.cli.screen import Screen
 
 CONTROLS = ["extra", "dropout", "scratch"]
 REPAIRS = ["none", "refit", "sequential", "retrain", "regrow", "regrow-new", "iterative", "refit+retrain", *CONTROLS]
@@ -340,11 +342,18 @@ def test_json_on_a_terminal_is_still_one_document(finished: Finished, tmp_path: 
     assert done.document["rows"] == rows_of(finished)
 
 
-@pytest.mark.parametrize(("gate", "code"), [("0.1", 0), ("0.999", 1)])
+@pytest.mark.parametrize(("limit", "code"), [("0.1", 0), ("0.999", 1)])
 def test_the_gate_decides_the_exit_code_and_the_results_stay(
-    finished: Finished, tmp_path: Path, gate: str, code: int
+    finished: Finished, tmp_path: Path, limit: str, code: int
 ) -> None:
-    done = again(finished, tmp_path, "--fail-under", gate, json_too=True)
+    done = again(finished, tmp_path, "--fail-under", limit, json_too=True)
     assert done.code == code
     assert done.document["rows"] == rows_of(finished)
     assert ("Gate failed" in done.err and "0.999" in done.err) == bool(code)
+
+
+def test_a_score_of_nothing_passes_a_gate_below_it() -> None:
+    screen = Screen(out=None, fresh=False, dry_run=False, as_json=False, quiet=True)
+    row: dict[str, Any] = {"dose": 0.5, "after": {"best": 0.0}}
+    assert gate({"summary": [row]}, -0.5, screen) == 0
+    assert gate({"summary": [{**row, "after": {"best": None}}]}, -0.5, screen) == 1

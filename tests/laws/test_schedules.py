@@ -266,6 +266,18 @@ def test_what_training_that_ends_early_leaves_over_goes_to_the_repair() -> None:
     assert one.last_hit.backward_passes == 0
 
 
+def test_a_repair_that_is_dearer_than_its_share_waits_until_it_is_paid_for() -> None:
+    runs: list[int] = []
+
+    def dear(net: Network, rng: Generator, /) -> Iterator[Moment]:
+        runs.append(1)
+        yield Moment(net, Cost(backward_passes=100))
+
+    one = tried(Schedule(dear, 4), within=updates(200))  # shares of 50
+    assert one.cost.backward_passes == 200 == 100 * len(runs)
+    assert tried(dear, within=updates(200)).cost.backward_passes == 100  # it ends by itself
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_the_budget_is_refused(share: float) -> None:
     with pytest.raises(InputError, match=r"Beforehand\.share.*from 0 to 1"):

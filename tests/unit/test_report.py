@@ -289,6 +289,17 @@ def test_every_part_of_a_result_may_be_missing(gone: str) -> None:
     assert "No trial has finished" in Page(render({})).words
 
 
+@pytest.mark.parametrize("place", [("rows",), ("summary",), ("network", "units"), ("response", "draws")])
+def test_entries_of_lists_may_be_null_and_columns_of_unequal_length(place: tuple[str, ...]) -> None:
+    document = rescue_document(doses=(0.5,), seeds=2, repairs=("refit", "iterative"))
+    found: Any = document
+    for key in place:
+        found = found[key]
+    found.insert(1, None)
+    document["response"]["doses"].pop()
+    assert "Terms" in Page(render(document)).words
+
+
 def test_every_number_of_a_result_may_be_null() -> None:
     def nulled(value: Any) -> Any:
         if isinstance(value, dict):

@@ -212,7 +212,8 @@ def test_the_area_is_drawn_against_the_rate_beside_its_control(turnover: dict[st
 @pytest.mark.parametrize(
     ("areas", "gain", "told"),
     [
-        ((0.70, 0.68), -0.02, "No turnover rate makes the network harder to hurt"),
+        ((0.70, 0.68), -0.02, "Turnover makes the network easier to hurt"),
+        ((0.70, 0.69), -0.005, "Turnover is not shown to make the network harder to hurt"),
         ((0.68, 0.70), None, "Turnover is not shown to make the network harder to hurt"),
         ((0.68, 0.70), 0.02, "Turnover makes the network harder to hurt"),
     ],
@@ -227,6 +228,17 @@ def test_turnover_helps_only_where_the_gain_is_shown(
     rates[1]["gain"] = None if gain is None else {"low": gain - 0.01, "best": gain, "high": gain + 0.01}
     document["survival"]["turnover"]["rates"] = rates
     assert survival.turnover_sentence(document).startswith(told)
+
+
+def test_the_rate_that_is_named_is_one_whose_gain_is_shown(turnover: dict[str, Any]) -> None:
+    document = copy.deepcopy(turnover)
+    rates = document["survival"]["turnover"]["rates"]
+    rates[1]["gain"] = {"low": 0.01, "best": 0.02, "high": 0.03}
+    for rate in rates[2:]:  # higher, and not shown to be
+        rate["gain"] = {"low": -0.1, "best": 0.05, "high": 0.2}
+    told = survival.turnover_sentence(document)
+    assert told.startswith("Turnover makes the network harder to hurt") and "at a rate of 2%" in told
+    assert told.endswith("paired, +2.0 [+1.0, +3.0]")
 
 
 # ------------------------------------------------------------------------------------------------ hardening

@@ -231,6 +231,8 @@ def test_the_verdict_follows_the_exponents_and_the_breaks() -> None:
 
     assert said(sure, sure, 3).verdict == "transition"
     assert said(sure, sure, 3, unsure).verdict == "crossover"
+    unknown = said(sure, sure, 3, Estimate(math.nan, math.nan, math.nan))
+    assert unknown.verdict == "crossover" and "not shown to fail more abruptly" in unknown.words
     assert said(sure, unsure, 3).verdict == said(sure, unsure, 0).verdict == "crossover"
     assert said(unsure, sure, 2).verdict == "crossover"
     assert said(unsure, unsure, 1).verdict == "none"

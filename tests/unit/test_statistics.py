@@ -27,6 +27,7 @@ from planaria.measure.statistics import (
     paired_test,
     student_quantile,
     wilson,
+    wilson_of_groups,
 )
 from planaria.measure.transition import CriticalDose, _broken, critical_dose
 
@@ -502,6 +503,26 @@ def test_the_interval_of_the_critical_dose_covers_a_known_break() -> None:
     found = found_in(broken_curve(0.6), 0.1, 60, "cover", replicas=200)
     assert coverage(found, 0.6) >= 0.85
     assert sum("sharper" in each.verdict for each in found) >= 40
+
+
+def test_a_share_of_trials_in_groups_is_covered_where_that_of_single_trials_is_not() -> None:
+    rng = np.random.default_rng(0)
+    groups, naive = [], []
+    for _ in range(400):
+        right = rng.binomial(30, rng.beta(9, 1, 8))  # 8 walks of 30 events, each walk with a retention of its own
+        groups.append(wilson_of_groups(right, [30] * 8))
+        naive.append(wilson(int(right.sum()), 240))
+    covered = [sum(one.low <= 0.9 <= one.high for one in found) / 400 for found in (groups, naive)]
+    assert covered[0] >= 0.9 and covered[1] <= 0.8
+
+
+def test_a_share_in_groups_is_wilsons_where_groups_tell_nothing() -> None:
+    assert wilson_of_groups([7], [10]) == wilson(7, 10)
+    assert wilson_of_groups([10, 10, 0], [10, 10, 0]) == wilson(20, 20)
+    assert wilson_of_groups([5, 5, 5], [10, 10, 10]) == wilson(15, 30)
+    for right, tried in (([1, 1], [1]), ([0], [0]), ([2], [1]), ([-1], [1])):
+        with pytest.raises(InputError, match="wilson_of_groups"):
+            wilson_of_groups(right, tried)
 
 
 def test_steady_declines_seldom_show_a_break() -> None:

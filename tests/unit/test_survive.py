@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from planaria.core.trees import equal
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Noise, Silence, StuckAt
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits, RankedUnits, rank
+from planaria.measure.statistics import wilson
 from planaria.measure.task import Task
 from planaria.repair.refit import Refit, Sidecar, Teacher
 from planaria.repair.regrow import Regrow
@@ -320,6 +323,32 @@ def test_attrition_is_answered_with_the_median_horizon() -> None:
     assert found["numbers"]["median horizon, r"]["best"] == 3
 
 
+def test_the_longest_lasting_repair_is_told_apart_only_by_walks_of_the_same_seeds() -> None:
+    def walks(name: str, ends: list[int]) -> list[Walk]:
+        return [
+            replace(made([True] * (end - 1) + [False] * (21 - end), [5] * 20, seed=seed), repair=name)
+            for seed, end in enumerate(ends)
+        ]
+
+    def said(other: list[int]) -> tuple[str, dict[str, Any]]:
+        both = Survival((*walks("a", [9, 10, 11, 12, 13]), *walks("b", other)), Regime(COUNT, 1, 20), 28)
+        found = both.verdict()
+        return found["answer"], found["numbers"]
+
+    longest = "For a finite horizon: longest with a, median 11 events"
+    assert said([8, 9, 10, 11, 12])[0] == longest
+    assert said([3, 20, 10, 6, 15])[0] == f"{longest}, not told apart from b"
+    numbers = said([7, 8, 8, 10, 11])[1]
+    assert numbers["events that a lasts longer than b"]["best"] == pytest.approx(2.2)
+
+
+def test_events_of_one_walk_do_not_count_as_independent() -> None:
+    one = Endurance(tuple(made([True] * 40 if seed else [True, False] * 20, seed=seed) for seed in range(4)), 40)
+    share = one.settled
+    assert share is not None and share.best == 121 / 141
+    assert wilson(121, 141).low > 0.75 > 0.4 > share.low
+
+
 def resilience(gains: list[float]) -> Resilience:
     cost = {"examples": 1, "labels": 1, "forward_passes": 1, "backward_passes": 1, "multiply_adds": 1, "seconds": 1.0}
     rows = []
@@ -343,6 +372,21 @@ def test_turnover_builds_resilience_only_if_the_paired_interval_says_so(gains: l
     assert found.verdict()["answer"] == answer
     assert found.gain(0.1).best == pytest.approx(sum(gains) / len(gains))
     assert json.dumps([found.verdict(), found.to_dict()], allow_nan=False)
+
+
+def test_of_many_rates_one_must_stand_out_by_more() -> None:
+    one = resilience([0.02, 0.01, 0.03, 0.002, 0.025])
+    more = [{**row, "rate": rate} for rate in (0.2, 0.3, 0.4, 0.5) for row in one.rows if row["rate"] == 0.0]
+    many = Resilience((*one.rows, *more))
+    assert one.gain(0.1).low > 0 > many.gain(0.1).low
+    assert one.gain(0.1).best == many.gain(0.1).best
+    assert many.verdict()["answer"] == "No difference shown" and "for all rates together" in many.verdict()["words"]
+
+
+def test_units_that_were_dead_when_networks_were_judged_are_not_denied() -> None:
+    one = resilience([0.02, 0.01])
+    assert "No unit was dead" in one.verdict()["words"]
+    assert "At most 3 units were dead" in Resilience(tuple({**row, "dead": 3} for row in one.rows)).verdict()["words"]
 
 
 # -------------------------------------------------------------------------------------------- whole studies

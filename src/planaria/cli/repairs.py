@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,13 +33,13 @@ MEANINGS = {
     "synthetic": "the same, from pink noise instead of inputs; no data at all",
     "sequential+distil": "sequential, then training towards the intact network's outputs on the same unlabelled inputs",
     "retrain": "strategy 1: gradient descent on the surviving sub-network",
-    "regrow": "strategy 2 (text of the paper): embryonic units, ten times as plastic as the rest",
+    "regrow": "strategy 2 (text of the paper): embryonic units, --ratio times as plastic as the rest (10)",
     "regrow-new": "strategy 2 (caption of the paper): embryonic units, only these are trained",
     "gradmax": "strategy 2 with incoming weights chosen by gradients (GradMax-like)",
     "ripen": "strategy 2 in which only the embryonic units are trained at first, all alike after half of the budget",
     "recycle": "strategy 1, and every 100 updates the least useful 2 % of the units are replaced by embryonic ones",
     "iterative": "strategy 3: the lesion in equal bites, retraining after each",
-    "refit+retrain": "refit from the sidecar, then strategy 1 with what is left of the budget",
+    "refit+retrain": "refit from the sidecar, then strategy 1 at half the rate with what is left of the budget",
     "extra": "control of iterative: as much training before its last hit, without damage, then strategy 1",
     "dropout": "control of iterative: as much training with dropout of units beforehand, then strategy 1",
     "faults": "control of iterative: as much training with faults drawn anew at every update, then strategy 1",
@@ -74,6 +74,7 @@ class Settings:
         bites: Damage events of the iterative schedule.
         inputs: Unlabelled inputs of the sequential refit.
         updates: Budget; learning rates fall along a half cosine from their full value to 0 within it.
+        ratio: How much more plastic embryonic units are than old ones, from 1 to infinity.
     """
 
     optimiser: str
@@ -82,9 +83,10 @@ class Settings:
     bites: int
     inputs: int
     updates: int
+    ratio: float = 10.0
 
-    def build(self) -> Optimiser:
-        """The optimiser.
+    def build(self, part: float = 1.0) -> Optimiser:
+        """The optimiser, at a part of its rate.
 
         Raises:
             InputError: On an unknown name or a rate that is not positive.
@@ -94,7 +96,9 @@ class Settings:
         rate = _RATES[self.optimiser] if self.rate is None else self.rate
         if not (rate > 0 and math.isfinite(rate)):
             raise InputError("--rate", "a finite number above 0", rate)
-        return _OPTIMISERS[self.optimiser](rate)
+        if not self.ratio >= 1:
+            raise InputError("--ratio", "a number of at least 1, or inf", self.ratio)
+        return _OPTIMISERS[self.optimiser](part * rate)
 
 
 def checked_names(names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -148,7 +152,10 @@ def build_repairs(
             return Beforehand(_training(name, task, settings, bites), (bites - 1) / bites, retrain(1 / bites))
         if name.startswith("refit"):
             assert sidecar is not None
-            return Refit(sidecar) if name == "refit" else after(settle(Refit(sidecar)), retrain())
+            if name == "refit":
+                return Refit(sidecar)
+            # Half the rate: from a good start large steps lead away first.
+            return after(settle(Refit(sidecar)), replace(retrain(), optimiser=settings.build(0.5)))
         if name == "none":
             return leave
         if name == "sequential":
@@ -171,9 +178,9 @@ def build_repairs(
         if name == "scratch":
             return after(Restart(), retrain())
         if name == "gradmax":
-            return after(Regrow(others=0.1, incoming=GradMax(task)), retrain())
+            return after(Regrow(others=1.0 / settings.ratio, incoming=GradMax(task)), retrain())
         if name.startswith("regrow"):
-            return after(Regrow(others=0.0 if name == "regrow-new" else 0.1), retrain())
+            return after(Regrow(others=0.0 if name == "regrow-new" else 1.0 / settings.ratio), retrain())
         return retrain()
 
     return {name: made(name) for name in names}, sidecar

@@ -13,6 +13,7 @@ from typing import Any
 from planaria.campaign.files import write_atomic
 from planaria.cli.screen import Screen
 from planaria.core.errors import InputError, nearest
+from planaria.report import hardening, survival
 from planaria.report.words import headline
 from planaria.version import version
 
@@ -29,6 +30,7 @@ class Part:
     quick: str
 
 
+_HEADLINES = {"harden": hardening.headline, "survive": survival.headline}
 FIGURES: dict[str, tuple[str, tuple[Part, ...]]] = {
     "rescue-fig1": (
         "How networks fail as units are deleted, and whether there is a transition.",
@@ -146,7 +148,7 @@ def run(name: str, *, quick: bool, data_dir: str | None, seed: int, screen: Scre
         if screen.dry_run:
             say(f"  about {document.get('seconds')} s", markup=False)
             continue
-        say(f"  {headline(document)}", markup=False, soft_wrap=True)
+        say(f"  {_HEADLINES.get(document['command'], headline)(document)}", markup=False, soft_wrap=True)
         for verdict in document.get("verdicts") or []:
             say(f"  {verdict['question']} {verdict['answer']}. {verdict['words']}", markup=False, soft_wrap=True)
         say(f"  {document['files']['report']}", markup=False, soft_wrap=True)

@@ -46,6 +46,7 @@ class Options:
     optimiser: str
     rate: float | None
     bites: int
+    ratio: float
     inputs: int
     tolerance: float
     consecutive: int
@@ -177,7 +178,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     number = options.updates if options.updates is not None else (100 if quick else 400)
     if number < 1:
         raise InputError("--updates", "a number of at least 1", number)
-    settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs, number)
+    settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs, number, options.ratio)
     settings.build()
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
     sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)

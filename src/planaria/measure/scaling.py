@@ -74,7 +74,7 @@ class Scaling:
         """Transition, crossover or none; or "not tested" and why."""
         if self.untested:
             return f"not tested: {self.untested}"
-        if min(self.exponent.low, self.exponent_of_larger.low, self.exponent_by_survivors.low) > 0:
+        if all(one.low > 0 for one in (self.exponent, self.exponent_of_larger, self.exponent_by_survivors)):
             return "transition"
         return "crossover" if self.exponent.low > 0 or 2 * len(self.breaks) > len(self.widths) else "none"
 
@@ -94,7 +94,7 @@ class Scaling:
         elif self.exponent.low > 0:
             if self.exponent_of_larger.low <= 0:
                 said.append(f"The growth is not shown to go on: {larger}.")
-            if self.exponent_by_survivors.low <= 0:
+            if not self.exponent_by_survivors.low > 0:
                 said.append(f"Wide networks fail later, but are not shown to fail more abruptly: {left}.")
         else:
             shape = "The curve bends" if self.verdict == "crossover" else "A steady decline is not refuted"
@@ -244,7 +244,7 @@ def finite_size(
         susceptibility=loud.values,
         exponent=steep.exponent(),
         susceptibility_exponent=loud.exponent() if loud.defined else _UNKNOWN,
-        exponent_by_survivors=left.exponent(),
+        exponent_by_survivors=left.exponent() if left.defined else _UNKNOWN,
         exponent_of_larger=steep.exponent(min(len(sizes) // 2, len(sizes) - FEWEST_WIDTHS)),
         breaks=tuple(width for width, bends in zip(sizes, broken, strict=True) if bends),
     )

@@ -171,8 +171,49 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
     if trials < 1 or not 0 <= successes <= trials:
         got = f"{successes} of {trials}"
         raise InputError("wilson", "0 <= successes <= trials with at least one trial", got, "Count again.")
+    return _wilson(successes / trials, trials, level)
+
+
+def wilson_of_groups(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Estimate:
+    """Share of successes where trials come in groups (the events of one walk), alike within a group.
+
+    Wilson's interval for the number of independent trials that would be as sure: n / max(1, d (t / z)^2), with d the
+    variance of the share between groups over that of independent trials, and t, z the quantiles of Student's and the
+    normal distribution. One group, or no failure or success at all, tells nothing of d; then it is Wilson's own.
+
+    Args:
+        successes: Per group, number of successes.
+        trials: Per group, number of trials; groups without any are left out.
+        level: Coverage of the interval.
+
+    Returns:
+        The share of all trials.
+
+    Raises:
+        InputError: No trial, or successes outside 0 .. trials.
+
+    Example:
+        >>> print(wilson_of_groups([10, 10, 1], [10, 10, 10]), wilson_of_groups([7, 7, 7], [10, 10, 10]))
+        0.700 [0.055, 0.989] 0.700 [0.521, 0.833]
+
+    Source: Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+    estimated from survey data", with Wilson's interval as in Dean & Pagano 2015.
+    """
+    right, tried = _vector("wilson_of_groups.successes", successes), _vector("wilson_of_groups.trials", trials)
+    n, groups = float(tried.sum()), int((tried > 0).sum())
+    if len(right) != len(tried) or n < 1 or (right < 0).any() or (right > tried).any():
+        got = f"{right.tolist()} of {tried.tolist()}"
+        raise InputError("wilson_of_groups", "0 <= successes <= trials with at least one trial", got, "Count again.")
+    share = float(right.sum()) / n
+    if groups < 2 or share in (0.0, 1.0):
+        return _wilson(share, n, level)
+    between = groups / (groups - 1) * float(((right - share * tried) ** 2).sum()) / n**2
+    factor = student_quantile(level, groups - 1) / NormalDist().inv_cdf((1 + level) / 2)
+    return _wilson(share, n / max(1.0, between / (share * (1 - share) / n) * factor**2), level)
+
+
+def _wilson(share: float, trials: float, level: float) -> Estimate:
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / trials
     shrink = 1 / (1 + z * z / trials)
     centre = shrink * (share + z * z / (2 * trials))
     half = shrink * z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

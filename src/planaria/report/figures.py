@@ -36,6 +36,7 @@ from planaria.report.reading import (
     evenly,
     interval,
     number,
+    records,
     response_of,
     same_dose,
     treatments,
@@ -86,7 +87,7 @@ def response_figure(document: Document) -> go.Figure | None:
         mode="lines+markers",
         line={"color": "#0072B2", "width": 3},
         marker={"size": 7},
-        customdata=[[say.dose(d), say.score(m)] for d, m in zip(x, mean, strict=True)],
+        customdata=[[say.dose(d), say.score(m)] for d, m in zip(x, mean, strict=False)],
         hovertemplate="dose %{customdata[0]}<br>mean %{customdata[1]}<extra></extra>",
     )
     marks = (
@@ -143,7 +144,7 @@ def summary_figure(document: Document) -> go.Figure | None:
     say, axis = Notation.of(document), doses(document)
     damaged: dict[float, Interval] = {}
     after: dict[str, dict[float, Interval]] = {name: {} for name in treatments(document)}
-    for row in document.get("summary") or []:
+    for row in records(document.get("summary")):
         dose = next((d for d in axis if same_dose(row.get("dose"), d)), None)
         if dose is not None and str(row.get("repair")) in after:
             after[str(row["repair"])][dose] = interval(row.get("after"))

@@ -173,8 +173,8 @@ def _facts(document: Document) -> list[dict[str, str]]:
     say, intact = Notation.of(document), document.get("intact") or {}
     low, high = [*(intact.get("interval") or []), None, None][:2]
     network, task = document.get("network") or {}, document.get("task") or {}
-    units, parameters = network.get("units") or [], number(network.get("parameters"))
-    rows = document.get("rows") or []
+    units, parameters = records(network.get("units")), number(network.get("parameters"))
+    rows = records(document.get("rows"))
     seeds, draws = ({row[key] for row in rows if row.get(key) is not None} for key in ("seed", "draw"))
     runs = ("Draws", count(len(draws)), "") if draws else ("Trials", count(len(rows)), _many(len(seeds), "seed"))
     lives, methods = (records(part(document, a).get(b)) for a, b in (("survival", "repairs"), ("hardening", "methods")))
@@ -220,7 +220,7 @@ def _warnings(document: Document) -> list[str]:
 
 def _network(document: Document) -> dict[str, Any]:
     network = document.get("network") or {}
-    units = network.get("units") or []
+    units = records(network.get("units"))
     lines = [
         {
             "layer": str(unit.get("layer")),
@@ -239,7 +239,7 @@ def _network(document: Document) -> dict[str, Any]:
         "left_out": max(0, len(units) - _LAYERS),
         "unreached": [
             {"layer": str(entry.get("layer")), "reason": str(entry.get("reason") or "")}
-            for entry in (network.get("unreached") or [])[:_LAYERS]
+            for entry in records(network.get("unreached"))[:_LAYERS]
         ],
         "pairs": _pairs({key: value for key, value in network.items() if key not in apart} | _trained(network)),
     }

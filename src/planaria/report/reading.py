@@ -203,7 +203,7 @@ class Notation:
 
 def rows_at(document: Document, dose: float) -> list[Mapping[str, Any]]:
     """Rows of repairs at one dose."""
-    rows = document.get("rows") or []
+    rows = records(document.get("rows"))
     return [row for row in rows if row.get("repair") is not None and same_dose(row.get("dose"), dose)]
 
 
@@ -215,13 +215,13 @@ def same_dose(value: object, dose: float) -> bool:
 
 def doses(document: Document) -> list[float]:
     """Doses of the repair rows, ascending."""
-    found = [number(row.get("dose")) for row in document.get("rows") or [] if row.get("repair") is not None]
+    found = [number(row.get("dose")) for row in records(document.get("rows")) if row.get("repair") is not None]
     return sorted({dose for dose in found if dose is not None})
 
 
 def repairs(document: Document) -> list[str]:
     """Names of the repairs, in the order of the settings and then of the rows."""
-    rows = document.get("rows") or []
+    rows = records(document.get("rows"))
     present = dict.fromkeys(str(row["repair"]) for row in rows if row.get("repair") is not None)
     wanted = [str(name) for name in (document.get("settings") or {}).get("repairs") or [] if str(name) in present]
     return list(dict.fromkeys([*wanted, *present]))
@@ -292,7 +292,7 @@ def best_row(document: Document, dose: float) -> Mapping[str, Any] | None:
             score,
         )
 
-    rows = [row for row in document.get("summary") or [] if same_dose(row.get("dose"), dose)]
+    rows = [row for row in records(document.get("summary")) if same_dose(row.get("dose"), dose)]
     return max(rows, key=rank, default=None)
 
 
@@ -308,7 +308,7 @@ def response_of(document: Document) -> dict[str, Any] | None:
     if isinstance(stored, Mapping) and stored.get("doses") and stored.get("mean"):
         return dict(stored)
     by_dose: dict[float, list[float]] = {}
-    for row in document.get("rows") or []:
+    for row in records(document.get("rows")):
         dose, score = number(row.get("dose")), number(row.get("score"))
         if dose is not None and score is not None:
             by_dose.setdefault(dose, []).append(score)

@@ -14,6 +14,7 @@ from planaria.report.reading import (
     CONTROL,
     DASH,
     Document,
+    Interval,
     Notation,
     amount,
     count,
@@ -178,17 +179,29 @@ def turnover_sentence(document: Document) -> str:
     tried = {rate: area for rate, area in tried.items() if area[1] is not None}
     if control[1] is None or not tried:
         return ""
-    best = max(tried, key=lambda rate: tried[rate][1] or 0.0)
-    area, gain = tried[best], interval(found[best].get("gain"))
+    gains = {rate: interval(found[rate].get("gain")) for rate in tried}
+    # Paired over seeds where the document has it; else by the intervals.
+    paired = any(gain[1] is not None for gain in gains.values())
+    leads = {rate: gains[rate][0] if paired else _apart(area[0], control[2]) for rate, area in tried.items()}
+    lags = {rate: gains[rate][2] if paired else _apart(area[2], control[0]) for rate, area in tried.items()}
+    up = [rate for rate, lead in leads.items() if lead is not None and lead > 0]
+    down = [rate for rate, lag in lags.items() if lag is not None and lag < 0]
+    best = max(up or tried, key=lambda rate: tried[rate][1] or 0.0)
+    area, gain = tried[best], gains[best]
     pair = f"area {say.score(area[1])} {say.spread(area)}".rstrip()
     pair += f" at a rate of {rate_words(best)}, {say.score(control[1])} {say.spread(control)}".rstrip() + " without"
-    # Paired over seeds where the document has it; else by the intervals.
-    lead = gain[0] if gain[0] is not None else _apart(area[0], control[2])
-    if (area[1] or 0.0) <= control[1]:
-        return f"No turnover rate makes the network harder to hurt: {pair}"
-    if lead is None or lead <= 0:
-        return f"Turnover is not shown to make the network harder to hurt: {pair}"
-    return f"Turnover makes the network harder to hurt: {pair}"
+    if paired and gain[1] is not None:
+        pair += f"; paired, {say.gain(gain[1])} {_gain_ends(say, gain)}".rstrip()
+    if up:
+        return f"Turnover makes the network harder to hurt: {pair}"
+    if len(down) == len(tried):
+        return f"Turnover makes the network easier to hurt: {pair}"
+    return f"Turnover is not shown to make the network harder to hurt: {pair}"
+
+
+def _gain_ends(say: Notation, gain: Interval) -> str:
+    low, _, high = gain
+    return "" if low is None or high is None else f"[{say.gain(low)}, {say.gain(high)}]"
 
 
 def _apart(low: float | None, high: float | None) -> float | None:

@@ -109,7 +109,7 @@ def _number(value: object) -> tuple[str, str]:
 
 def comparison(document: Document) -> dict[str, Any]:
     """One block per dose, one line per repair, the best one marked."""
-    say, summary = Notation.of(document), document.get("summary") or []
+    say, summary = Notation.of(document), records(document.get("summary"))
     blocks = []
 
     def score(estimate: object) -> str:

@@ -21,6 +21,7 @@ from planaria.report.reading import (
     middle,
     number,
     part,
+    records,
     rescues,
     response_of,
     rows_at,
@@ -97,7 +98,7 @@ def headline(document: Document) -> str:
             return f"{len(chosen)} doses"
         told = []
         for dose in chosen:
-            rows = [row for row in document["summary"] if same_dose(row.get("dose"), dose)]
+            rows = [row for row in records(document.get("summary")) if same_dose(row.get("dose"), dose)]
             row = best[dose] if rescues(best[dose]) else max(rows, key=lambda r: number(r.get("rescued")) or 0)
             done, trials = number(row.get("rescued")) or 0, number(row.get("trials")) or 0
             told.append(say.dose(dose) + (f" ({partly.format(seeds(done, trials))})" if 0 < done < trials else ""))

@@ -28,6 +28,8 @@ class Contrast:
         by_dose: The same, dose by dose.
         updates: Counting -> updates to rescue, at most those that both had; None where neither was rescued.
         horizons: Counting -> updates that both had, averaged over the doses.
+        lesions: Lesions that both repairs met.
+        failed: Of these, those left out because a score is not finite.
     """
 
     seeds: int
@@ -35,6 +37,8 @@ class Contrast:
     by_dose: Mapping[float, Estimate]
     updates: Mapping[str, Paired | None]
     horizons: Mapping[str, float]
+    lesions: int
+    failed: int
 
 
 def contrast(rows: Rows, one: str, other: str) -> Contrast | None:
@@ -50,9 +54,11 @@ def contrast(rows: Rows, one: str, other: str) -> Contrast | None:
     """
     pairs: dict[tuple[int, float], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        if row["repair"] in (one, other) and row["score_after"] is not None:
+        if row["repair"] in (one, other):
             pairs.setdefault((row["seed"], row["dose"]), {})[row["repair"]] = row
     pairs = {cell: pair for cell, pair in pairs.items() if len(pair) == 2}
+    lesions = len(pairs)
+    pairs = {c: pair for c, pair in pairs.items() if all(row["score_after"] is not None for row in pair.values())}
     if not pairs:
         return None
     seeds = sorted({seed for seed, _ in pairs})
@@ -84,7 +90,25 @@ def contrast(rows: Rows, one: str, other: str) -> Contrast | None:
         updates[counting] = test(times) if rescued else None
         horizons[counting] = float(np.mean(list(horizon.values())))
     by_dose = {dose: mean_interval([a - b for (_, at), (a, b) in scores.items() if at == dose]) for dose in doses}
-    return Contrast(len(seeds), test(scores), by_dose, updates, horizons)
+    return Contrast(len(seeds), test(scores), by_dose, updates, horizons, lesions, lesions - len(pairs))
+
+
+def said_p(paired: Paired) -> str:
+    """The p-value in words: few pairs cannot give a small one, however clear the difference.
+
+    Example:
+        >>> said_p(paired_test([2, 3, 4], [1, 1, 1], np.random.default_rng(0)))
+        'p 0.25, the least that 3 pairs can give'
+    """
+    n, p_value = paired.pairs, paired.p_value
+    least = 1 < n <= 12 and p_value <= 2.0 ** (1 - n)
+    return f"p {p_value:.2g}" + (f", the least that {n} pairs can give" if least else "")
+
+
+def said_points(estimate: Estimate, percent: bool) -> str:
+    """A difference of scores, in points where scores are shares."""
+    factor, form, unit = (100, ".2f", " points") if percent else (1, ".4f", "")
+    return f"{Estimate(factor * estimate.low, factor * estimate.best, factor * estimate.high):{form}}{unit}"
 
 
 def side(paired: Paired, below: str, above: str, neither: str) -> str:

@@ -48,6 +48,9 @@ class Schedule:
         InputError: If there is no bite.
 
     Source: strategy 3 of the rescue paper.
+
+    Not guaranteed: a repair after every bite. A step of the flow is not cut; where one is dearer than a share, the next
+        ones are left out until it is paid for, so that the total is what it is for every other repair.
     """
 
     flow: Flow

@@ -69,12 +69,28 @@ class Survival:
             f"Event by which half of the {self._seeds} walks have left: {', '.join(told)}."
         )
         best = max(one.median_horizon.best for one in self.repairs.values())
-        lasting = ", ".join(name for name, one in self.repairs.items() if one.median_horizon.best == best)
-        if math.isfinite(best):
-            answer = f"For a finite horizon: longest with {lasting}, median {best:.0f} events"
-        else:
-            answer = f"In most walks up to the horizon of {self.regime.events} events, with {lasting}"
+        lasting = [name for name, one in self.repairs.items() if one.median_horizon.best == best]
+        if math.isinf(best):
+            answer = f"In most walks up to the horizon of {self.regime.events} events, with {', '.join(lasting)}"
+            return answer, words, numbers
+        answer = f"For a finite horizon: longest with {', '.join(lasting)}, median {best:.0f} events"
+        top = max(lasting, key=lambda name: sum(self.repairs[name].lasted.values()))
+        alike = []
+        for name in self.repairs.keys() - lasting:
+            longer = self._longer(top, name)
+            numbers[f"events that {top} lasts longer than {name}"] = known(longer)
+            if longer is None or not longer.low > 0:
+                alike.append(name)
+        if alike:
+            answer += f", not told apart from {', '.join(name for name in self.repairs if name in alike)}"
+            words += " Two repairs are told apart by the interval of what their walks of the same seeds differ in."
         return answer, words, numbers
+
+    def _longer(self, one: str, other: str) -> Estimate | None:
+        """Events that walks of one repair last longer than those of another, paired by seed; None without a pair."""
+        first, second = self.repairs[one].lasted, self.repairs[other].lasted
+        seeds = [seed for seed in first if seed in second]
+        return paired_difference([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
 
     def _turnover(self, level: float) -> tuple[str, str, dict[str, Any]]:
         groups: dict[bool | None, list[str]] = {True: [], None: [], False: []}
@@ -168,8 +184,9 @@ class Resilience:
         return mean_interval(self._values(rate, "score"), within=self.bounds)
 
     def gain(self, rate: float) -> Estimate:
-        """Area at this rate less that of the control, paired over seeds."""
-        return paired_difference(self._values(rate, "area"), self._values(0.0, "area"))
+        """Area at this rate less that of the control, paired over seeds; all intervals hold together (Bonferroni)."""
+        level = 1 - 0.05 / max(1, len(self.rates) - 1)
+        return paired_difference(self._values(rate, "area"), self._values(0.0, "area"), level)
 
     def verdict(self) -> dict[str, Any]:
         """Whether turnover builds resilience: "question", "answer", "words", "numbers" as plain values."""
@@ -188,8 +205,11 @@ class Resilience:
         words = (
             f"Area under the response curve to fresh damage, less that of the same training without damage "
             f"({self.area(0.0):.4f}), paired over {len(self._values(0.0, 'area'))} seeds: {told}. "
-            "No unit was dead when the networks were judged."
         )
+        if len(gains) > 1:
+            words += "The intervals hold for all rates together. "
+        dead = max(row["dead"] for row in self.rows)
+        words += f"{f'At most {dead} units were' if dead else 'No unit was'} dead when the networks were judged."
         numbers = {f"area gained at {rate:g}": gain.to_dict() for rate, gain in gains.items()}
         return {"question": "Does turnover build resilience?", "answer": answer, "words": words, "numbers": numbers}
 

@@ -24,8 +24,8 @@ from planaria.measure.task import Task
 from planaria.repair.refit import Refit
 from planaria.repair.regrow import dead_units, embryonic
 from planaria.repair.sidecar import Sidecar
+from planaria.study.attempt import ROUNDING, Baseline
 from planaria.study.regime import ATTRITION, EACH, Attrition, Mode, Regime, Turnover
-from planaria.study.rescue import ROUNDING, Baseline
 from planaria.study.respond import respond
 from planaria.study.survival import Resilience, Survival
 from planaria.study.walks import Event, Walk
@@ -162,8 +162,9 @@ def _nothing(net: Network, rng: Generator, /) -> Iterator[Moment]:
 class _Onward:
     """A refit from a sidecar that remembers what it has made good: w <- w + refit(all lost) - refit(lost before).
 
-    Run as it is, event after event, a Refit would pull every reader back to the intact network's: it would undo the
-    retraining since, and listen to embryonic units as if they were the old ones.
+    In attrition, without retraining in between, this is what a Refit does by itself. Otherwise a Refit would pull every
+    reader back to the intact network's, event after event: it would undo the retraining since, and listen to embryonic
+    units as if they were the old ones.
     """
 
     def __init__(self, intact: Network, refit: Refit) -> None:

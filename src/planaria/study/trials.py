@@ -19,6 +19,7 @@ from planaria.measure.statistics import (
     numpy_generator,
     paired_test,
 )
+from planaria.study.contrast import said_p
 from planaria.study.verdicts import Verdict
 
 PLAIN = "plain"
@@ -180,4 +181,4 @@ def _points(paired: Paired, percent: bool) -> str:
     """A difference of scores with its sign, in points where scores are shares."""
     factor, form, unit = (100, "+.2f", " points") if percent else (1, "+.4f", "")
     low, best, high = (factor * value for value in vars(paired.difference).values())
-    return f"{Estimate(low, best, high):{form}}{unit} (p {paired.p_value:.2g})"
+    return f"{Estimate(low, best, high):{form}}{unit} ({said_p(paired)})"

@@ -7,18 +7,17 @@ called one only where its 95 % interval leaves out zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from planaria.measure.scaling import Scaling
-from planaria.measure.statistics import Estimate, Paired, finite, kaplan_meier, mean_interval
-from planaria.study.contrast import COUNTINGS, Rows, better, contrast, side
+from planaria.measure.statistics import Estimate, Paired, finite, kaplan_meier
+from planaria.study.capacity import SCRATCH, limited, mean_of, rest_of
+from planaria.study.contrast import COUNTINGS, Rows, better, contrast, said_p, said_points, side
 from planaria.study.respond import Response
 
-BATCH, ITERATIVE, NOTHING, SCRATCH = "retrain", "iterative", "none", "scratch"
+BATCH, ITERATIVE, NOTHING = "retrain", "iterative", "none"
 CONTROLS = ("extra", "dropout", "faults", SCRATCH)
 """Repairs that do for a network what iterative repair does, less the damage in bites."""
 
@@ -72,7 +71,7 @@ def judge(
 
     Example:
         >>> costs = {key: {"backward_passes": 0, "multiply_adds": 7} for key in ("cost", "rescue_cost")}
-        >>> row = {"repair": "refit", "dose": 0.5, "seed": 0, "rescued": True, "units_deleted": 3, **costs}
+        >>> row = {"repair": "refit", "dose": 0.5, "seed": 0, "rescued": True, "curve": [{"dead": 0.5}], **costs}
         >>> [verdict.answer for verdict in judge([row | {"validation_after": 0.9}])]
         ['yes at 0.5', 'refit at 0.5']
 
@@ -117,7 +116,8 @@ def better_in_bites(rows: Rows, *, percent: bool = False) -> Verdict | None:
         for name in (ITERATIVE, BATCH):
             numbers[f"median updates {counting}, {name}"] = _median([r for r in rows if r["repair"] == name], key)
     if not answers:
-        answers.append("neither rescued")
+        rescued = any(row["rescued"] for row in rows if row["repair"] in (ITERATIVE, BATCH))
+        answers.append("no difference shown in time" if rescued else "neither rescued")
     answers.append(side(found.score, "lower score", "higher score", "no difference shown in score"))
     ends = _apart(found.score.difference, percent)
     words.insert(
@@ -125,6 +125,8 @@ def better_in_bites(rows: Rows, *, percent: bool = False) -> Verdict | None:
         f"At equal total work, iterative repair ends {ends} batch retraining ({_strength(found.score)}, "
         f"{found.seeds} {'seed' if found.seeds == 1 else 'seeds'}).",
     )
+    if found.failed:
+        words.append(f"Left out, for want of a finite score: {found.failed} of {found.lesions} pairs.")
     answer = ", ".join(answers)
     return Verdict("Is iterative repair better than batch?", answer, " ".join(words), numbers)
 
@@ -144,11 +146,12 @@ def explained_by_controls(rows: Rows, *, percent: bool = False) -> Verdict | Non
     numbers: dict[str, Estimate | float | str | None] = {}
     words: list[str] = []
     explaining: dict[str, list[str]] = {kind: [] for kind, so in ahead.items() if so}
-    beaten = dict.fromkeys(explaining, True)
+    beaten, compared = dict.fromkeys(explaining, True), False
     for name in names:
         batch, bites = contrast(rows, name, BATCH), contrast(rows, name, ITERATIVE)
         if batch is None or bites is None:
             continue
+        compared = True
         for other, found in ((BATCH, batch), (ITERATIVE, bites)):
             numbers[f"score, {name} - {other}"] = found.score.difference
             numbers[f"score, {name} - {other}, d_z"] = found.score.effect
@@ -165,6 +168,8 @@ def explained_by_controls(rows: Rows, *, percent: bool = False) -> Verdict | Non
             beaten[kind] &= behind
             if better(of[0], higher=kind == "score") and not behind:
                 explaining[kind].append(name)
+    if not compared:
+        return None
     said = {"score": "score", "time": f"speed {counting}"}
     if not explaining:
         answer = "nothing to explain: iterative repair is not shown to be ahead of batch"
@@ -172,7 +177,7 @@ def explained_by_controls(rows: Rows, *, percent: bool = False) -> Verdict | Non
         answer = "yes: " + "; ".join(f"its {said[kind]} by {', '.join(by)}" for kind, by in explaining.items())
     elif any(explaining.values()):
         answer = "in part: " + "; ".join(
-            f"its {said[kind]} by {', '.join(by) or 'none'}" for kind, by in explaining.items()
+            f"its {said[kind]} by {', '.join(by) or 'no control'}" for kind, by in explaining.items()
         )
     elif all(beaten.values()):
         answer = f"no: iterative repair beats every control in {' and '.join(said[kind] for kind in explaining)}"
@@ -185,9 +190,8 @@ def rescuable(rows: Rows, tolerance: float, *, percent: bool = False) -> Verdict
     """Whether what survives can be rescued at all, dose by dose; None if nothing but `none` was run.
 
     Only repairs that bring no units back count. Where none of them is rescued in any trial, the best of those that were
-    followed to the end of the budget is looked at, and training from scratch at the reduced size. "Capacity-limited"
-    needs both to have come to rest: even at the upper end of the interval of its slope over the last half of the
-    updates since the last hit, another whole budget would not take it to the target.
+    followed to the end of the budget is looked at, and training from scratch at the reduced size; what makes them
+    "capacity-limited" is said in `planaria.study.capacity`.
     """
     answers: list[tuple[float, str]] = []
     words: list[str] = []
@@ -201,16 +205,16 @@ def rescuable(rows: Rows, tolerance: float, *, percent: bool = False) -> Verdict
         kept = {name: own for name, own in by_name.items() if name not in renewing}
         if not kept:
             continue
-        best = max(kept, key=lambda name: (_rescued(kept[name]), _mean(kept[name], "validation_after")))
+        best = max(kept, key=lambda name: (_rescued(kept[name]), mean_of(kept[name], "validation_after")))
         share = f"{_rescued(kept[best])}/{len(kept[best])}"
         numbers[f"rescued at dose {dose:g}"] = f"{best} {share}"
         if _rescued(kept[best]):
             often = 2 * _rescued(kept[best]) > len(kept[best])
             answers.append((dose, "yes" if often else "in some trials"))
             continue
-        followed = {name: rest for name, own in kept.items() if (rest := _rest(own, tolerance)) is not None}
-        limited, why = _limited(followed, kept, percent)
-        answers.append((dose, "no, capacity-limited" if limited else "not within this budget"))
+        followed = {name: rest for name, own in kept.items() if (rest := rest_of(own, tolerance)) is not None}
+        at_rest, why = limited(followed, kept, percent)
+        answers.append((dose, "no, capacity-limited" if at_rest else "not within this budget"))
         grown = [f"{n} {_rescued(own)}/{len(own)}" for n, own in by_name.items() if n in renewing and _rescued(own)]
         more = f" With units brought back: {', '.join(grown)} rescued." if grown else ""
         words.append(f"At dose {dose:g} none of {len(kept)} repairs rescues it in any trial: {why}{more}")
@@ -228,91 +232,38 @@ def rescuable(rows: Rows, tolerance: float, *, percent: bool = False) -> Verdict
     )
 
 
-@dataclass(frozen=True)
-class _Rest:
-    """How far a repair is from the target at the end, and whether it still moves.
-
-    Args:
-        gap: Validation score missing to the target.
-        slope: Validation score gained per 100 updates over the last half of those since the last hit.
-        budget: Updates of the whole budget.
-    """
-
-    gap: Estimate
-    slope: Estimate
-    budget: float
-
-    @property
-    def rising(self) -> bool:
-        """Whether the score is shown to rise."""
-        return self.slope.low > 0
-
-    @property
-    def still(self) -> bool:
-        """Whether another whole budget would not be enough, even at the upper end of the slope."""
-        return self.slope.high * self.budget / 100 < self.gap.best
-
-
-def _rest(rows: Rows, tolerance: float) -> _Rest | None:
-    """None for repairs that were not followed update by update."""
-    slopes, gaps = [], []
-    for row in rows:
-        since, end = row["cost_since_last_hit"]["backward_passes"], row["cost"]["backward_passes"]
-        late = [p for p in row["curve"] if p["updates"] >= end - since / 2 and p["validation"] is not None]
-        x = np.array([point["updates"] for point in late], dtype=float)
-        if len(late) < 3 or x.min() == x.max() or row["validation_after"] is None:
-            return None
-        centred = x - x.mean()
-        slopes.append(100 * float(centred @ np.array([point["validation"] for point in late]) / (centred @ centred)))
-        gaps.append(row["validation_before"] - tolerance - row["validation_after"])
-    return _Rest(mean_interval(gaps), mean_interval(slopes), _mean([r["cost"] for r in rows], "backward_passes"))
-
-
-def _limited(followed: Mapping[str, _Rest], kept: Mapping[str, Rows], percent: bool) -> tuple[bool, str]:
-    """Whether it is the capacity that limits, and the evidence."""
-    if not followed:
-        return False, "Only closed forms were run; training was not tried."
-    best = max(followed, key=lambda name: _mean(kept[name], "validation_after"))
-    looked = list(dict.fromkeys([best, *([SCRATCH] if SCRATCH in followed else [])]))
-    said = []
-    for name in looked:
-        rest = followed[name]
-        state = "still rising" if rest.rising else "at rest" if rest.still else "not shown to be at rest"
-        rate = _points(rest.slope, percent)
-        said.append(f"{name} is {_points(rest.gap, percent)} short and {state} ({rate} per 100 updates)")
-    evidence = "; ".join(said) + "."
-    if SCRATCH not in followed:
-        return False, f"{evidence} Whether the size is the limit takes training from scratch at that size: scratch."
-    return all(followed[name].still and not followed[name].rising for name in looked), evidence
-
-
 def cheapest(rows: Rows) -> Verdict | None:
-    """The repair with the least median work to rescue, dose by dose; None without repairs."""
+    """The repair with the least median work to rescue, dose by dose, among those that rescue most often; None if none.
+
+    A repair must rescue more than half of its trials to be named; the table of a report marks the same one.
+    """
     answers: list[tuple[float, str]] = []
     words: list[str] = []
     numbers: dict[str, Estimate | float | str | None] = {}
     for dose in sorted({row["dose"] for row in rows if row["repair"] != NOTHING}):
         cell = [row for row in rows if row["dose"] == dose]
-        work: dict[str, Estimate] = {}
-        for name in dict.fromkeys(row["repair"] for row in cell):
-            median = _median([row for row in cell if row["repair"] == name], "", "multiply_adds")
-            if median is not None:
-                work[name] = median
-        ranked = sorted(work, key=lambda name: work[name].best)
+        by_name = {name: [r for r in cell if r["repair"] == name] for name in dict.fromkeys(r["repair"] for r in cell)}
+        work = {name: median for name, own in by_name.items() if (median := _median(own, "", "multiply_adds"))}
+        often = [name for name in work if 2 * _rescued(by_name[name]) > len(by_name[name])]
+        ranked = sorted(often, key=lambda name: (-_rescued(by_name[name]), work[name].best))
         if not ranked:
-            answers.append((dose, "none"))
+            answers.append((dose, "no repair rescues most trials"))
         elif ranked[0] == NOTHING:
             answers.append((dose, "nothing needs doing"))
         else:
             answers.append((dose, ranked[0] + (" (brings units back)" if ranked[0] in _renewing(cell) else "")))
-        for name in [name for name in ranked if name != NOTHING][:2]:
+        known = [name for name in ranked if name != NOTHING][:2]
+        for name in known:
             numbers[f"multiply-adds to rescue at dose {dose:g}, {name}"] = work[name]
-        if len(ranked) > 1 and ranked[0] != NOTHING:
-            first, second = (f"{name} {work[name].best:.3g}" for name in ranked[:2])
-            words.append(f"At dose {dose:g}: {first} multiply-adds, then {second}.")
+        if len(known) > 1 and ranked[0] != NOTHING:
+            told = (f"{n} {work[n].best:.3g} ({_rescued(by_name[n])}/{len(by_name[n])} rescued)" for n in known)
+            words.append(f"At dose {dose:g}, in multiply-adds: {', then '.join(told)}.")
     if not answers:
         return None
-    note = "Median over seeds, counted from the undamaged network; work before the study (a sidecar) is not in it."
+    note = (
+        "Median over seeds, counted from the undamaged network, of the repairs that rescue most often; work before the "
+        "study (a sidecar) is not in it."
+    )
     return Verdict("Which repair is cheapest?", _by_dose(answers), " ".join([*words, note]), numbers)
 
 
@@ -343,14 +294,21 @@ def transition(response: Response, scaling: Scaling | None = None) -> Verdict:
 def redundancy(response: Response) -> Verdict:
     """How much the network can lose before it shows."""
     loss, half, area = response.dose_of_loss(), response.half_dose, response.area
-    ten = "never in this range" if math.isinf(loss.best) else f"{loss:.2f}"
-    halves = "never in this range" if math.isinf(half.best) else f"{half:.2f}"
+
+    def at(what: str, dose: Estimate) -> str:
+        if math.isinf(dose.best):
+            return f"{what} is never lost up to dose {response.doses[-1]:g}"
+        return f"{what} is lost at dose {dose:.2f}"
+
+    ten, halves = at("0.10 of the score", loss), at("half of the score above chance", half)
+    if response.intact <= response.chance:
+        halves = "the intact network is no better than chance"
     words = (
-        f"0.10 of the score are lost at a dose of {ten} ({response.unit}), half of the score above chance at {halves}; "
-        f"the area under the curve is {area:.3f}, of {response.intact * response.doses[-1]:.3f} without any loss."
+        f"{ten}, {halves}; the area under the curve is {area:.3f}, of "
+        f"{response.intact * response.doses[-1]:.3f} without any loss. Doses: {response.unit}."
     )
     numbers = {"dose of a loss of 0.10": loss, "half-dose": half, "area": area}
-    return Verdict("How much can it lose?", f"0.10 of the score at dose {ten}", words, numbers)
+    return Verdict("How much can it lose?", ten, words, numbers)
 
 
 def _median(rows: Rows, key: str, of: str = "backward_passes") -> Estimate | None:
@@ -363,9 +321,8 @@ def _median(rows: Rows, key: str, of: str = "backward_passes") -> Estimate | Non
 
 
 def _strength(paired: Paired) -> str:
-    return (
-        f"d_z {paired.effect:.1f}, p {paired.p_value:.2g}" if paired.effect.has_interval else f"p {paired.p_value:.2g}"
-    )
+    chance = said_p(paired)
+    return f"d_z {paired.effect:.1f}, {chance}" if paired.effect.has_interval else chance
 
 
 def _more(estimate: Estimate) -> str:
@@ -377,33 +334,20 @@ def _more(estimate: Estimate) -> str:
     return f"{abs(estimate.best):.0f} [{low:.0f}, {high:.0f}] {word}"
 
 
-def _points(estimate: Estimate, percent: bool) -> str:
-    """A difference of scores, in points where scores are shares."""
-    factor, form, unit = (100, ".2f", " points") if percent else (1, ".4f", "")
-    return f"{Estimate(factor * estimate.low, factor * estimate.best, factor * estimate.high):{form}}{unit}"
-
-
 def _apart(estimate: Estimate, percent: bool) -> str:
     """Which side a score is on, and how far: "1.86 [0.75, 2.98] points below"."""
     if estimate.best < 0:
-        return f"{_points(Estimate(-estimate.high, -estimate.best, -estimate.low), percent)} below"
-    return f"{_points(estimate, percent)} above"
+        return f"{said_points(Estimate(-estimate.high, -estimate.best, -estimate.low), percent)} below"
+    return f"{said_points(estimate, percent)} above"
 
 
 def _renewing(cell: Rows) -> set[str]:
-    """Repairs of one dose after which fewer units are dead than after others of the same lesion."""
-    deleted: dict[int, int] = {}
-    for row in cell:
-        deleted[row["seed"]] = max(row["units_deleted"], deleted.get(row["seed"], 0))
-    return {row["repair"] for row in cell if row["units_deleted"] < deleted[row["seed"]]}
+    """Repairs that bring units back: fewer are dead at the end than were before."""
+    return {row["repair"] for row in cell if row["curve"][-1]["dead"] < max(look["dead"] for look in row["curve"])}
 
 
 def _rescued(rows: Rows) -> int:
     return sum(bool(row["rescued"]) for row in rows)
-
-
-def _mean(rows: Iterable[Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([-math.inf if row[key] is None else row[key] for row in rows]))
 
 
 def _by_dose(answers: Sequence[tuple[float, str]]) -> str:

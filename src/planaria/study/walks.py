@@ -18,7 +18,7 @@ import numpy as np
 from planaria.core.errors import InputError
 from planaria.core.motion import Cost
 from planaria.core.network import Network
-from planaria.measure.statistics import Estimate, finite, kaplan_meier, mean_interval, wilson
+from planaria.measure.statistics import Estimate, finite, kaplan_meier, mean_interval, wilson, wilson_of_groups
 
 BINS = 8
 """Most numbers of dead units that retention is told apart for."""
@@ -154,8 +154,10 @@ class Endurance:
         burn_in: First events that stationary statistics leave out.
         bounds: Least and greatest possible score, if there are any.
 
-    Not guaranteed: independence of the events of one walk. The intervals of retention pool them as if they were
-    independent, so that they are too narrow where excursions are long; compare `inside`, whose interval is over seeds.
+    The events of one walk are not independent of each other; the intervals of retention are as wide as the differences
+    between walks make them (`wilson_of_groups`).
+
+    Not guaranteed: that walks which all stayed inside tell how alike their events were; then events count one by one.
     """
 
     walks: tuple[Walk, ...]
@@ -176,19 +178,24 @@ class Endurance:
     def _inside(self) -> list[list[bool]]:
         return [[self._at(walk, event).inside for event in range(1, self.events + 1)] for walk in self.walks]
 
-    def _steps(self, after: int) -> list[tuple[int, bool]]:
-        """Per event that a walk met inside: units dead before it, and whether it is inside after it."""
+    def _steps(self, after: int) -> list[tuple[int, int, bool]]:
+        """Per event that a walk met inside: which walk, units dead before it, and whether it is inside after it."""
         steps = []
-        for walk in self.walks:
+        for place, walk in enumerate(self.walks):
             dead, inside = walk.dead_before, True
             for one in walk.events:
                 if inside and one.event > after:
-                    steps.append((dead, one.inside))
+                    steps.append((place, dead, one.inside))
                 dead, inside = one.dead, one.inside
         return steps
 
+    def _share(self, steps: Sequence[tuple[int, int, bool]]) -> Estimate:
+        """Share of the steps that stay inside."""
+        of_walk = [[inside for place, _, inside in steps if place == at] for at in range(len(self.walks))]
+        return wilson_of_groups([sum(kept) for kept in of_walk], [len(kept) for kept in of_walk])
+
     def retention(self, after: int = 0) -> tuple[Retention, ...]:
-        """One-step retention against the number of units dead before the event, with Wilson's interval.
+        """One-step retention against the number of units dead before the event.
 
         Args:
             after: Leaves out the first events.
@@ -197,18 +204,18 @@ class Endurance:
             One value per number of dead units, or per range where there are more than 8; none if no walk was inside.
         """
         steps = self._steps(after)
-        levels = sorted({dead for dead, _ in steps})
+        levels = sorted({dead for _, dead, _ in steps})
         found = []
         for part in np.array_split(np.array(levels, dtype=int), min(BINS, len(levels))) if levels else []:
-            kept = [inside for dead, inside in steps if part[0] <= dead <= part[-1]]
-            found.append(Retention(int(part[0]), int(part[-1]), wilson(sum(kept), len(kept)), len(kept)))
+            kept = [step for step in steps if part[0] <= step[1] <= part[-1]]
+            found.append(Retention(int(part[0]), int(part[-1]), self._share(kept), len(kept)))
         return tuple(found)
 
     @cached_property
     def settled(self) -> Estimate | None:
         """One-step retention over all events after the burn-in; None if no walk was inside then."""
-        kept = [inside for _, inside in self._steps(self.burn_in)]
-        return wilson(sum(kept), len(kept)) if kept else None
+        steps = self._steps(self.burn_in)
+        return self._share(steps) if steps else None
 
     def invariant(self, level: float = LEVEL) -> bool | None:
         """Whether the good set is invariant in this sense: after the burn-in, R(k) is above `level` at every k visited.
@@ -226,6 +233,12 @@ class Endurance:
     def _left(self) -> list[int | None]:
         """Per walk the first event after which it was outside."""
         return [flags.index(False) + 1 if False in flags else None for flags in self._inside]
+
+    @cached_property
+    def lasted(self) -> dict[int, int]:
+        """Seed -> first event after which its walk was outside; the horizon if it never was."""
+        times = (self.events if left is None else left for left in self._left)
+        return {walk.seed: time for walk, time in zip(self.walks, times, strict=True)}
 
     @cached_property
     def survival(self) -> tuple[Survived, ...]:

@@ -1,0 +1,210 @@
+"""How a network fails: once, by dose, and event after event."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planaria.cli.options import (
+    Batch,
+    DamageText,
+    DataDir,
+    Device,
+    DryRun,
+    Epochs,
+    Expect,
+    Fresh,
+    Json,
+    Kinds,
+    Layers,
+    Model,
+    Optimiser,
+    Order,
+    Out,
+    Pooled,
+    Quick,
+    Quiet,
+    Rate,
+    Seed,
+    Taps,
+    TaskText,
+    Threads,
+    Weights,
+    finish,
+    screen_of,
+    subject_of,
+)
+
+
+def respond(
+    model: Model = "mlp",
+    weights: Weights = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    doses: Annotated[
+        str | None,
+        typer.Option("--doses", help="Fractions of units: 0.1,0.5 or START:STOP:COUNT.", rich_help_panel="Damage"),
+    ] = None,
+    damage: DamageText = None,
+    pooled: Pooled = False,
+    order: Order = "random",
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=1, help="Random orders; 20.", rich_help_panel="Damage")
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            "--widths",
+            help="Finite-size test: train networks of these widths alike and compare their curves, for example "
+            "25,50,100,200,400,800. For mlp, and for factories with an argument `width`.",
+            rich_help_panel="Transition",
+        ),
+    ] = None,
+    networks: Annotated[
+        int | None,
+        typer.Option("--networks", min=1, help="Networks of every width; 2.", rich_help_panel="Transition"),
+    ] = None,
+    seed: Seed = 0,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Seeds; each gives the full number of orders.", rich_help_panel="How"),
+    ] = 1,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the response curve: score against dose, with half-dose, 10-point loss and fitted critical dose."""
+    from planaria.cli.inputs import DamageChoice, words
+    from planaria.cli.responding import Options, run
+
+    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    choice = DamageChoice(damage, not pooled, order, words(kinds), words(layers))
+    options = Options(doses, choice, draws, seeds, expect_score, widths, networks)
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
+
+
+def survive(
+    model: Model = "mlp",
+    weights: Weights = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode",
+            help="attrition: dead units stay dead; turnover: they return as embryonic ones after --delay events.",
+            rich_help_panel="Damage",
+        ),
+    ] = "attrition",
+    dose_per_event: Annotated[
+        float,
+        typer.Option("--dose-per-event", help="Fraction of units hit by each event.", rich_help_panel="Damage"),
+    ] = 0.05,
+    events: Annotated[
+        int | None,
+        typer.Option("--events", min=1, help="Damage events; 20, turnover 30.", rich_help_panel="Damage"),
+    ] = None,
+    delay: Annotated[
+        int | None,
+        typer.Option("--delay", min=1, help="Events a unit is dead for in turnover; 5.", rich_help_panel="Damage"),
+    ] = None,
+    turnover_rates: Annotated[
+        str | None,
+        typer.Option(
+            "--turnover-rates",
+            help="Compare resilience at these doses per event, at equal budget, with the control 0; "
+            "in turnover 0,0.01,0.05, in attrition none.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=1, help="Random orders of its response curves; 10.", rich_help_panel="Damage"),
+    ] = None,
+    damage: DamageText = None,
+    pooled: Pooled = False,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    repairs: Annotated[
+        str | None,
+        typer.Option(
+            "--repairs",
+            help="After every event; by default none, refit, sequential, retrain, refit+retrain.",
+            rich_help_panel="Repair",
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option("--updates", help="Budget of every event, in retraining updates; 20.", rich_help_panel="Repair"),
+    ] = None,
+    batch: Batch = None,
+    optimiser: Optimiser = "adam",
+    rate: Rate = None,
+    inputs: Annotated[
+        int,
+        typer.Option("--inputs", min=1, help="Unlabelled inputs of the sequential refit.", rich_help_panel="Repair"),
+    ] = 256,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="Inside the good set: validation score within this of the intact one.",
+            rich_help_panel="Repair",
+        ),
+    ] = 0.02,
+    seed: Seed = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Walks per repair; 10, turnover 5.", rich_help_panel="How"),
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let damage arrive event after event, repair after each within a budget, and see how long the network lasts.
+
+    Attrition gives survival and its median horizon; turnover tests whether the network stays good for good.
+    """
+    from planaria.cli.inputs import DamageChoice, words
+    from planaria.cli.surviving import Options, run
+
+    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    options = Options(
+        mode=mode,
+        dose=dose_per_event,
+        events=events,
+        delay=delay,
+        damage=DamageChoice(damage, not pooled, "random", words(kinds), words(layers)),
+        repairs=words(repairs),
+        updates=updates,
+        batch=batch,
+        optimiser=optimiser,
+        rate=rate,
+        inputs=inputs,
+        tolerance=tolerance,
+        turnover_rates=turnover_rates,
+        draws=draws,
+        seeds=seeds,
+        expect=expect_score,
+    )
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
