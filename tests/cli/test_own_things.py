@@ -307,7 +307,9 @@ def test_bites_of_the_iterative_repair_are_counted(tmp_path: Path) -> None:
 def test_the_sequential_refit_reads_as_many_inputs_as_were_given(tmp_path: Path) -> None:
     document = rescued(tmp_path, "--repairs", "sequential", "--inputs", "128")
     (row,) = document["rows"]
-    assert (row["cost"]["examples"], row["cost"]["labels"]) == (128, 0)
+    # A few more are looked at to learn how the network arranges its inputs.
+    assert 128 <= row["cost"]["examples"] <= 134
+    assert row["cost"]["labels"] == 0
 
 
 # ------------------------------------------------------------------------------------------- preprocessing

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cases import FLOWS, FLOWS_ON_NETWORKS, NETWORKS, OPERATORS, NetworkCase, Row, hurt, sidecar, teacher, trained
 from planaria.core.anatomy import Anatomy
-from planaria.core.errors import AnatomyError
+from planaria.core.errors import AnatomyError, InputError
 from planaria.core.graph import trace
 from planaria.core.motion import steps
 from planaria.core.network import Network
@@ -185,7 +185,7 @@ def raising_loss(after: int) -> Task:
 )
 def test_an_exception_in_the_middle_leaves_everything_as_it_was(act: Callable[[Network], Any]) -> None:
     net = NETWORKS["mlp-norms"].network()
-    with untouched(net), pytest.raises((RuntimeError, AnatomyError)):
+    with untouched(net), pytest.raises((RuntimeError, InputError)):
         act(net)
     Anatomy.of(net).verify(net)
 
