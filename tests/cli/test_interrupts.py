@@ -25,6 +25,14 @@ COMMAND = (
 PATIENCE = 60.0
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """What starts in the background of a shell inherits a SIGINT that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Done:
     done = planaria(*COMMAND, "--json", "--out", "run", cwd=tmp_path_factory.mktemp("uninterrupted"))
