@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from planaria.campaign.ledger import strong_id
 from planaria.cli import inputs
 from planaria.cli.methods import MEANINGS, build_methods, build_optimiser, meaning
 from planaria.cli.repairs import SIDECAR_INPUTS
-from planaria.cli.results import verdicts
+from planaria.cli.results import score_text, verdicts
 from planaria.cli.running import Run, announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.anatomy import Anatomy
@@ -31,6 +32,7 @@ from planaria.repair.harden import Harden
 from planaria.repair.training import Against
 from planaria.study.harden import Contest, examine, train_against
 from planaria.study.rescue import Criterion
+from planaria.study.train import usual_batch
 from planaria.study.trials import CURVES, PLAIN, judge_trials, summarise_trials
 from planaria.version import version
 
@@ -258,7 +260,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     prepared = replace(inputs.prepare(subject), recipe=None)
     task = prepared.task
     large = len(task.train) >= 5000
-    batch = (128 if large else 32) if options.batch is None else options.batch
+    batch = usual_batch(len(task.train)) if options.batch is None else options.batch
     epochs = (20 if large else 40) // (4 if quick else 1) if options.epochs is None else options.epochs
     patience = (100 if quick else 400) if options.updates is None else options.updates
     draws = (2 if quick else 5) if options.draws is None else options.draws
@@ -330,15 +332,7 @@ def _announce(plan: Plan, screen: Screen) -> int:
 def _show(document: dict[str, Any], screen: Screen) -> None:
     """The table in the terminal."""
     percent = document["task"]["score"] == "accuracy"
-    factor, digits = (100, 1) if percent else (1, 3)
-
-    def score(estimate: dict[str, float | None]) -> str:
-        best, low, high = (estimate[key] for key in ("best", "low", "high"))
-        if best is None:
-            return "-"
-        text = f"{best * factor:.{digits}f}"
-        return text if low is None or high is None else f"{text} [{low * factor:.{digits}f} {high * factor:.{digits}f}]"
-
+    score = partial(score_text, percent=percent)
     unit = "accuracy in %" if percent else document["task"]["score"]
     name = f"{document['network']['name']} on {document['task']['name']}"
     evaluations = document["hardening"]["gradient_evaluations"]

@@ -85,6 +85,11 @@ class Prepared:
     weights_sha256: str | None
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def updates(self) -> int:
+        """Updates that training the weights will take; 0 if they were given."""
+        return 0 if self.recipe is None else self.recipe.updates(len(self.task.train))
+
     def identity(self) -> dict[str, Any]:
         """Everything about the subject that decides the results, as plain values."""
         record = self.task.record()

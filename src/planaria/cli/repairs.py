@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from planaria.core.errors import InputError, nearest
-from planaria.core.motion import Flow, after, chain, repeat, settle, updates
+from planaria.core.graph import forward_multiply_adds
+from planaria.core.motion import Budget, Flow, after, chain, multiply_adds, repeat, settle, updates
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.task import Task
@@ -96,9 +97,17 @@ class Settings:
         rate = _RATES[self.optimiser] if self.rate is None else self.rate
         if not (rate > 0 and math.isfinite(rate)):
             raise InputError("--rate", "a finite number above 0", rate)
+        for option, value in (("--batch", self.batch), ("--updates", self.updates)):
+            if value < 1:
+                raise InputError(option, "a number of at least 1", value)
         if not self.ratio >= 1:
             raise InputError("--ratio", "a number of at least 1, or inf", self.ratio)
         return _OPTIMISERS[self.optimiser](part * rate)
+
+    def budget(self, net: Network, task: Task) -> Budget:
+        """The budget as work: so many updates of plain retraining."""
+        each = forward_multiply_adds(net, task.train.inputs)
+        return multiply_adds(3 * each * min(self.batch, len(task.train)) * self.updates)
 
 
 def checked_names(names: tuple[str, ...] | None) -> tuple[str, ...]:

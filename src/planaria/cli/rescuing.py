@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,17 @@ from planaria.cli.results import gate, show
 from planaria.cli.running import BEST, COMPACT, Run, announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.anatomy import Anatomy
-from planaria.core.errors import InputError
-from planaria.core.graph import forward_multiply_adds
-from planaria.core.motion import Budget, multiply_adds
+from planaria.core.motion import Budget
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
-from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights
 from planaria.repair.refit import unread
 from planaria.repair.retrain import Retrain
 from planaria.study.portrait import passes
 from planaria.study.rescue import Attempt, Criterion, Repair, attempt
 from planaria.study.summary import summarise
+from planaria.study.train import usual_batch
 from planaria.study.verdicts import judge
 from planaria.version import version
 
@@ -116,7 +115,7 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
         note = f"The sidecar refit cannot make up for dead units of {told}. There it leaves the network as it is."
         current.document["warnings"].append(note)
         screen.warn(note)
-    rescues = _Rescues(current, plan, damage, repairs, _budget(net, task, plan))
+    rescues = _Rescues(current, plan, damage, repairs, plan.settings.budget(net, task))
     response = current.response(damage, plan.curve, plan.draws, (plan.prepared.subject.seed,), screen)
     rows = rescues.rows(screen)
     best = rescues.best(rows)
@@ -172,12 +171,8 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     inputs.finite("--fail-under", options.fail_under)
     prepared = inputs.prepare(subject)
     task = prepared.task
-    batch = (128 if len(task.train) >= 5000 else 32) if options.batch is None else options.batch
-    if batch < 1:
-        raise InputError("--batch", "a number of at least 1", batch)
+    batch = usual_batch(len(task.train)) if options.batch is None else options.batch
     number = options.updates if options.updates is not None else (100 if quick else 400)
-    if number < 1:
-        raise InputError("--updates", "a number of at least 1", number)
     settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs, number, options.ratio)
     settings.build()
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
@@ -221,12 +216,6 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     )
 
 
-def _budget(net: Network, task: Task, plan: Plan) -> Budget:
-    """The budget as work: so many updates of plain retraining."""
-    each = forward_multiply_adds(net, task.train.inputs)
-    return multiply_adds(3 * each * min(plan.settings.batch, len(task.train)) * plan.updates)
-
-
 def _announce(plan: Plan, screen: Screen) -> int:
     """What a dry run says."""
     task = plan.prepared.task
@@ -235,9 +224,7 @@ def _announce(plan: Plan, screen: Screen) -> int:
     gradient = [n for n in plan.names if n not in CLOSED_FORM]
     cells = len(plan.doses) * len(plan.seeds)
     trials = cells * len(plan.names)
-    recipe = plan.prepared.recipe
-    training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
-    number = training + cells * len(gradient) * plan.updates
+    number = plan.prepared.updates + cells * len(gradient) * plan.updates
     stages = {"iterative": 2 * plan.settings.bites, "extra": 4, "dropout": 4, "faults": 4}
     hits = sum(stages.get(name, 1) for name in gradient)
     looks = cells * (len(gradient) * (plan.updates // plan.criterion.every) + hits)
@@ -277,10 +264,7 @@ class _Rescues:
         with screen.progress(len(cells), "rescues") as steps:
             for seed, dose, name in cells:
                 mark = self._mark(name, dose, seed)
-                if mark not in self.run.ledger:
-                    row = self._attempt(name, dose, seed, damaged.get((dose, seed))).row()
-                    self.run.ledger.record(mark, {"what": "attempt", "row": row})
-                stored: Any = self.run.ledger[mark]["row"]
+                stored = self.run.once(mark, partial(self._cell, name, dose, seed, damaged.get((dose, seed))))["row"]
                 rows.append(dict(stored))
                 damaged[dose, seed] = stored["score_damaged"]  # the same lesion for every repair: measured once
                 steps.done(what=f"rescues (dose {dose:g}, {name})")
@@ -317,6 +301,9 @@ class _Rescues:
 
     def _mark(self, name: str, dose: float, seed: int) -> str:
         return self.run.id(what="attempt", repair=name, dose=dose, seed=seed)
+
+    def _cell(self, name: str, dose: float, seed: int, damaged: float | None) -> dict[str, Any]:
+        return {"what": "attempt", "row": self._attempt(name, dose, seed, damaged).row()}
 
     def _attempt(self, name: str, dose: float, seed: int, damaged: float | None = None) -> Attempt:
         return attempt(

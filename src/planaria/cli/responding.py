@@ -117,7 +117,7 @@ def _announce(
     task, recipe = prepared.task, prepared.recipe
     batch = 32 if recipe is None else recipe.batch
     update, _, test = pace(net, task, Retrain(task, batch=batch))
-    training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
+    training = prepared.updates
     seconds = training * update + evaluations * test
     if sizes is not None:
         more, longer = widths.seconds(sizes, prepared, of_one)

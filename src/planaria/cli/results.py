@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,14 +16,7 @@ from planaria.cli.screen import Screen
 def show(document: dict[str, Any], screen: Screen) -> None:
     """The table in the terminal."""
     percent = document["task"]["score"] == "accuracy"
-    factor, digits = (100, 1) if percent else (1, 3)
-
-    def score(estimate: dict[str, float | None]) -> str:
-        best, low, high = (estimate[key] for key in ("best", "low", "high"))
-        if best is None:
-            return "-"
-        text = f"{best * factor:.{digits}f}"
-        return text if low is None or high is None else f"{text} [{low * factor:.{digits}f} {high * factor:.{digits}f}]"
+    score = partial(score_text, percent=percent)
 
     def times(row: dict[str, Any]) -> str:
         both = [row["rescue_updates"], row["rescue_updates_since_last_hit"]]
@@ -43,7 +37,7 @@ def show(document: dict[str, Any], screen: Screen) -> None:
         grid.add_row(
             row["repair"],
             f"{row['dose']:g}",
-            f"{row['before']['best'] * factor:.{digits}f}",
+            score({**row["before"], "low": None}),
             score(row["damaged"]),
             score(row["after"]),
             f"{row['rescued']}/{row['trials']}",
@@ -62,6 +56,16 @@ def show(document: dict[str, Any], screen: Screen) -> None:
     )
     verdicts(document, screen)
     screen.places(document["files"])
+
+
+def score_text(estimate: dict[str, float | None], *, percent: bool) -> str:
+    """An estimated score with its interval, if it has one; in percent where it is an accuracy."""
+    factor, digits = (100, 1) if percent else (1, 3)
+    best, low, high = (estimate[key] for key in ("best", "low", "high"))
+    if best is None:
+        return "-"
+    text = f"{best * factor:.{digits}f}"
+    return text if low is None or high is None else f"{text} [{low * factor:.{digits}f} {high * factor:.{digits}f}]"
 
 
 def verdicts(document: dict[str, Any], screen: Screen) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,15 +75,22 @@ class Run:
         """Strong id of one cell of this run."""
         return strong_id({**self._root, **cell})
 
+    def once(self, mark: str, make: Callable[[], dict[str, Any]]) -> Any:
+        """What the ledger holds under a mark; made and recorded now if it holds nothing."""
+        if mark not in self.ledger:
+            self.ledger.record(mark, make())
+        return self.ledger[mark]
+
     def order(self, damage: Damage, curve: tuple[float, ...], draw: int, seed: int) -> list[Point]:
         """One order of a response curve, from the ledger if it is there."""
         mark = self.id(what="order", draw=draw, seed=seed, doses=list(curve))
-        if mark not in self.ledger:
-            points = list(iter_respond(self.net, damage, self.task, curve, draw=draw, seed=seed))
+
+        def measured() -> dict[str, Any]:
+            points = iter_respond(self.net, damage, self.task, curve, draw=draw, seed=seed)
             pairs = [[point.dose, point.score] for point in points]
-            self.ledger.record(mark, {"what": "order", "draw": draw, "seed": seed, "points": pairs})
-        stored: Any = self.ledger[mark]["points"]
-        return [Point(draw, dose, score) for dose, score in stored]
+            return {"what": "order", "draw": draw, "seed": seed, "points": pairs}
+
+        return [Point(draw, dose, score) for dose, score in self.once(mark, measured)["points"]]
 
     def response(
         self, damage: Damage, curve: tuple[float, ...], draws: int, seeds: tuple[int, ...], screen: Screen

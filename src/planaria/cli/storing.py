@@ -110,12 +110,11 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
 
 def _announce(prepared: inputs.Prepared, options: Options, place: Path, screen: Screen) -> int:
     """What a dry run says."""
-    number, recipe = len(prepared.task.train), prepared.recipe
     plan: dict[str, Any] = {
         "command": "sidecar",
         "schema": "planaria.plan.v1",
-        "inputs": min(options.inputs, number),
-        "updates": 0 if recipe is None else recipe.epochs * number // recipe.batch,
+        "inputs": min(options.inputs, len(prepared.task.train)),
+        "updates": prepared.updates,
         "file": str(place),
     }
     if screen.as_json:

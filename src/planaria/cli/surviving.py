@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from planaria.cli.repairs import CLOSED_FORM, MEANINGS, Settings, build_repairs,
 from planaria.cli.running import Run, announce, begin, files, folder_for, pace
 from planaria.cli.screen import Screen, Stopped
 from planaria.core.errors import InputError
-from planaria.core.graph import forward_multiply_adds
-from planaria.core.motion import After, Flow, multiply_adds
+from planaria.core.motion import After, Flow
 from planaria.core.network import Network
 from planaria.measure.statistics import Estimate
 from planaria.measure.task import Task
@@ -28,6 +28,7 @@ from planaria.study.regime import Attrition, Regime, Turnover
 from planaria.study.rescue import Baseline, leave
 from planaria.study.survival import Resilience, Survival
 from planaria.study.survive import collect, iter_survive, resilience_row, turnover_regimes, walk
+from planaria.study.train import usual_batch
 from planaria.study.walks import Walk
 from planaria.version import version
 
@@ -158,22 +159,16 @@ def _walks(current: Run, plan: Plan, flows: Mapping[str, Flow], screen: Screen) 
     with screen.progress(len(cells), "walks") as steps:
         for seed, name in cells:
             mark = current.id(what="walk", repair=name, seed=seed)
-            if mark not in current.ledger:
-                one = walk(
-                    current.net,
-                    flows[name],
-                    current.task,
-                    plan.regime,
-                    name=name,
-                    seed=seed,
-                    baseline=current.baseline,
-                )
-                current.ledger.record(mark, {"what": "walk", "walk": one.record()})
-            stored: Any = current.ledger[mark]["walk"]
-            found.append(Walk.of(stored))
+            stored = current.once(mark, partial(_walk, current, plan.regime, name, flows[name], seed))
+            found.append(Walk.of(stored["walk"]))
             steps.done(what=f"walks ({name})")
     place = {name: at for at, name in enumerate(plan.names)}
     return sorted(found, key=lambda one: (place[one.repair], one.seed))
+
+
+def _walk(current: Run, regime: Regime, name: str, flow: Flow, seed: int) -> dict[str, Any]:
+    one = walk(current.net, flow, current.task, regime, name=name, seed=seed, baseline=current.baseline)
+    return {"what": "walk", "walk": one.record()}
 
 
 def _rates(current: Run, plan: Plan, screen: Screen) -> list[dict[str, Any]]:
@@ -183,21 +178,16 @@ def _rates(current: Run, plan: Plan, screen: Screen) -> list[dict[str, Any]]:
     with screen.progress(len(cells), "walks at other rates") as steps:
         for seed, regime in cells:
             mark = current.id(what="turnover", rate=regime.dose, seed=seed)
-            if mark not in current.ledger:
-                row = resilience_row(
-                    current.net,
-                    plan.retrain,
-                    current.task,
-                    regime,
-                    seed=seed,
-                    draws=plan.draws,
-                    baseline=current.baseline,
-                )
-                current.ledger.record(mark, {"what": "turnover", "row": row})
-            stored: Any = current.ledger[mark]["row"]
-            rows.append(dict(stored))
+            rows.append(dict(current.once(mark, partial(_rate, current, plan, regime, seed))["row"]))
             steps.done(what=f"walks at other rates ({regime.dose:g})")
     return rows
+
+
+def _rate(current: Run, plan: Plan, regime: Regime, seed: int) -> dict[str, Any]:
+    row = resilience_row(
+        current.net, plan.retrain, current.task, regime, seed=seed, draws=plan.draws, baseline=current.baseline
+    )
+    return {"what": "turnover", "row": row}
 
 
 def _overspent(result: Survival) -> list[str]:
@@ -237,21 +227,15 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     turnover = options.mode == "turnover"
     prepared = inputs.prepare(subject)
     task = prepared.task
-    batch = (128 if len(task.train) >= 5000 else 32) if options.batch is None else options.batch
-    if batch < 1:
-        raise InputError("--batch", "a number of at least 1", batch)
+    batch = usual_batch(len(task.train)) if options.batch is None else options.batch
     number = options.updates if options.updates is not None else 20
-    if number < 1:
-        raise InputError("--updates", "a number of at least 1", number)
     settings = Settings(options.optimiser, options.rate, batch, 1, options.inputs, number)
     settings.build()
     sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
     # Those from a sidecar are flows, and making one takes time.
     _flows(build_repairs(tuple(name for name in names if not name.startswith("refit")), sketch, task, settings)[0])
     damage = options.damage.on(sketch)
-    # Equal work for every repair: so many updates of plain retraining.
-    each = forward_multiply_adds(sketch, task.train.inputs)
-    within = multiply_adds(3 * each * min(batch, len(task.train)) * number)
+    within = settings.budget(sketch, task)
     delay = DELAY if options.delay is None else options.delay
     events = options.events if options.events is not None else (10 if quick else 30 if turnover else 20)
     mode = Turnover(delay) if turnover else Attrition()
@@ -297,12 +281,10 @@ def _announce(plan: Plan, screen: Screen) -> int:
     task: Task = plan.prepared.task
     net = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), plan.prepared.subject.taps)
     update, validate, test = pace(net, task, plan.retrain)
-    recipe = plan.prepared.recipe
-    training = 0 if recipe is None else recipe.epochs * len(task.train) // recipe.batch
     walks, others = len(plan.seeds) * len(plan.names), len(plan.seeds) * len(plan.rates)
     gradient = [name for name in plan.names if name not in CLOSED_FORM]
     events = plan.regime.events
-    number = training + events * plan.updates * (len(plan.seeds) * len(gradient) + others)
+    number = plan.prepared.updates + events * plan.updates * (len(plan.seeds) * len(gradient) + others)
     looks = 2 * events * (walks + others)
     tests = walks + others * (11 * plan.draws + 1)
     document = {

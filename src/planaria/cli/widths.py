@@ -123,7 +123,7 @@ def seconds(choice: Widths, prepared: inputs.Prepared, evaluations: int) -> tupl
     """
     task, recipe = prepared.task, prepared.recipe
     assert recipe is not None
-    training = recipe.epochs * len(task.train) // recipe.batch
+    training = prepared.updates
     total = 0.0
     for width in choice.widths:
         net = Network.of(_model(prepared, width, 0), task.train.inputs)

@@ -219,7 +219,7 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[
         intact = _intact(reader, sidecar, net)
         missed = reader.shift(net, sidecar.weights) - reader.shift(net, net.weights)
         shift = torch.zeros_like(missed)
-        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net)[:, None]], 1)
+        heard = _heard(reader, net, free & ~lost[:, :, None])
         for g in range(len(moments)):
             moment = moments[g].to(net.device)
             alive = heard[g].any(0).nonzero().flatten()  # outputs of dead units stay as they are
@@ -252,13 +252,19 @@ def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
     return reader.matrix({reader.weight: stored})
 
 
-def _movable(reader: Reader, net: Network) -> Tensor:
-    """Whether each output's shift may be moved: boolean [groups, outputs]."""
-    groups, _, made = reader.columns.shape
-    if reader.bias is None:
-        return torch.zeros(groups, made, dtype=torch.bool, device=net.device)
-    loose: Tensor = net.plasticity[reader.bias] != 0
-    return loose.flatten().view(groups, made)
+def _heard(reader: Reader, net: Network, free: Tensor) -> Tensor:
+    """Which features, and whether the shift, each output may be fitted by: boolean [groups, features + 1, outputs].
+
+    Args:
+        reader: The reader.
+        net: Its network.
+        free: The features' part [groups, features, outputs].
+    """
+    groups, _, made = free.shape
+    loose = torch.zeros(groups * made, dtype=torch.bool, device=net.device)
+    if reader.bias is not None:
+        loose = (net.plasticity[reader.bias] != 0).flatten()
+    return torch.cat([free, loose.view(groups, 1, made)], 1)
 
 
 def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[Network, Cost]:
@@ -301,8 +307,7 @@ def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[
         error = error + torch.bmm(features, (old * lost[:, :, None]).to(features.dtype))
         if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
             raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
-        free = reader.free(net)
-        heard = torch.cat([free & ~lost[:, :, None], _movable(reader, net)[:, None]], 1)
+        heard = _heard(reader, net, reader.free(net) & ~lost[:, :, None])
         matrix, shift = old * ~lost[:, :, None], old.new_zeros(features.shape[0], error.shape[2])
         count = features.shape[1]
         each = spread(importance, count, order.get(reader.weight))

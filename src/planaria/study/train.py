@@ -54,8 +54,22 @@ class Recipe:
         if convolutional:
             epochs = max(3, min(30, 100_000 // rows))
         rate = (0.02 if convolutional else 0.1) if task.classes else 0.01
-        batch, decay = 128 if rows >= 5000 else 32, 0.0 if convolutional else 1e-4
-        return Recipe(max(1, epochs // 3) if quick else epochs, rate, batch, decay)
+        decay = 0.0 if convolutional else 1e-4
+        return Recipe(max(1, epochs // 3) if quick else epochs, rate, usual_batch(rows), decay)
+
+    def updates(self, rows: int) -> int:
+        """Updates that the training takes on a training split of so many rows."""
+        return max(1, self.epochs * rows // self.batch)
+
+
+def usual_batch(rows: int) -> int:
+    """Examples per update that suit a training split of so many rows.
+
+    Example:
+        >>> usual_batch(60_000), usual_batch(1_000)
+        (128, 32)
+    """
+    return 128 if rows >= 5000 else 32
 
 
 def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tuple[Network, dict[str, Any]]:
@@ -77,7 +91,7 @@ def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tup
         8
     """
     net = Network.of(model, task.train.inputs)
-    number = max(1, recipe.epochs * len(task.train) // recipe.batch)
+    number = recipe.updates(len(task.train))
     optimiser = SGD(recipe.rate, momentum=0.9, decay=recipe.decay)
     flow = Retrain(task, optimiser, recipe.batch, horizon=number)
     moment = settle(flow, updates(number)).moment(net, stream(seed, "train"))
