@@ -146,7 +146,7 @@ class Call:
     def arguments(self) -> list[Value]:
         """Values among the arguments, lists included."""
         found: list[Value] = []
-        _walk((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
+        walk((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
         return found
 
     @property
@@ -184,6 +184,21 @@ class Call:
             return None
         return Product(self, x, w, b)
 
+    @property
+    def functional(self) -> Any:
+        """The operation in a form that writes to none of its arguments ("relu_" as "relu"); None if there is none."""
+        schema = self.function._schema
+        if not schema.is_mutable:
+            return self.function
+        packet = getattr(torch.ops.aten, self.name, None)
+        forms = [] if packet is None else [getattr(packet, name) for name in packet.overloads()]
+        wanted = [(argument.name, str(argument.type)) for argument in schema.arguments]
+        for form in forms:
+            offered = [(argument.name, str(argument.type)) for argument in form._schema.arguments]
+            if offered == wanted and not form._schema.is_mutable:
+                return form
+        return None
+
     def evaluate(self, replace: Mapping[int, Tensor]) -> Any:
         """Call the operation again with some values exchanged.
 
@@ -194,7 +209,7 @@ class Call:
         def tensor_of(leaf: Any) -> Any:
             return replace.get(id(leaf), leaf.tensor) if isinstance(leaf, Value) else leaf
 
-        return self.function(*_walk(self.args, tensor_of), **_walk(self.kwargs, tensor_of))
+        return self.function(*walk(self.args, tensor_of), **walk(self.kwargs, tensor_of))
 
     def carry(self, labels: Mapping[int, Tensor]) -> list[Tensor]:
         """Where labels attached to input entries arrive; -1 where no labelled entry does. Rearrangements only.
@@ -296,7 +311,7 @@ def trace(net: Network, inputs: Tensor) -> Graph:
     recorder = _Recorder(net.weights, inputs)
     outputs = run(net, inputs, recorder)
     found: list[Value] = []
-    _walk(outputs, lambda leaf: found.append(recorder.value(leaf)) if isinstance(leaf, Tensor) else None)
+    walk(outputs, lambda leaf: found.append(recorder.value(leaf)) if isinstance(leaf, Tensor) else None)
     needed = _needed(recorder.calls, found)
     reads: dict[str, set[int]] = {name: set() for name in net.weights}
     for at, call in enumerate(recorder.calls):
@@ -431,7 +446,7 @@ class _Recorder(TorchDispatchMode):
         def value_of(leaf: Any) -> Any:
             return self.value(leaf) if isinstance(leaf, Tensor) else leaf
 
-        call = Call(func, self._tags.next(func), _walk(args, value_of), _walk(kwargs, value_of), [])
+        call = Call(func, self._tags.next(func), walk(args, value_of), walk(kwargs, value_of), [])
         at = len(self.calls)
         inputs = call.inputs
         results = func(*args, **kwargs)
@@ -458,11 +473,23 @@ class _Recorder(TorchDispatchMode):
             old = self._current.get(id(other))
             if other is tensor or old is None or old in call.arguments or old in call.overwritten:
                 continue
+            if not _overlap(tensor, other):
+                continue
             old.uses.append(at)
             call.overwritten.append(old)
             new = Value(other, active=active or old.active)
             self._current[id(other)] = new
             call.outputs.append(new)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one memory share a place; large ones are taken to."""
+    if one.numel() + other.numel() > 1 << 20 or one.dtype != other.dtype:
+        return True
+    size = one.untyped_storage().nbytes() // one.element_size()
+    hit = torch.zeros(size, dtype=torch.bool)
+    hit.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(hit.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 
 
 def _follow(call: Call, place: int) -> tuple[str | None, Tensor | None, int]:
@@ -475,11 +502,11 @@ def _follow(call: Call, place: int) -> tuple[str | None, Tensor | None, int]:
     return names.pop(), call.carry(known)[place], values[0].size
 
 
-def _walk(tree: Any, function: Callable[[Any], Any]) -> Any:
+def walk(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Apply a function to the leaves of nested tuples, lists, dictionaries and dictionary-like model outputs."""
     if isinstance(tree, (tuple, list)):
-        walked = [_walk(branch, function) for branch in tree]
+        walked = [walk(branch, function) for branch in tree]
         return walked if isinstance(tree, list) else tuple(walked)
     if isinstance(tree, Mapping):
-        return {key: _walk(branch, function) for key, branch in tree.items()}
+        return {key: walk(branch, function) for key, branch in tree.items()}
     return function(tree)

@@ -6,7 +6,7 @@ Four combinators build every schedule in planaria out of them: `chain`, `repeat`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
@@ -48,12 +48,66 @@ class Cost:
         return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
 
-@dataclass(frozen=True, eq=False)
 class Moment:
-    """One point of a flow: the network there and the cost of getting there from the start of the flow."""
+    """One point of a flow: the network there and the cost of getting there from the start of the flow.
 
-    network: Network
-    cost: Cost = Cost()
+    A value, although its network may be made only when it is first asked for (see `later`).
+
+    Args:
+        network: The network.
+        cost: What it has cost to get there.
+
+    Example:
+        >>> import torch
+        >>> moment = Moment(Network.of(torch.nn.Linear(1, 1)), Cost(examples=2))
+        >>> moment.at(moment.cost + Cost(examples=3)).cost.examples
+        5
+    """
+
+    def __init__(self, network: Network, cost: Cost = Cost()) -> None:
+        self._network: Network | _Later = network
+        self._cost = cost
+
+    @staticmethod
+    def later(network: Callable[[], Network], cost: Cost) -> Moment:
+        """A moment whose network is made when it is first asked for, and kept.
+
+        Args:
+            network: Makes it; the same network whenever it is called.
+            cost: As for any moment.
+        """
+        moment = Moment.__new__(Moment)
+        moment._network, moment._cost = _Later(network), cost
+        return moment
+
+    @property
+    def network(self) -> Network:
+        """The network there."""
+        if isinstance(self._network, _Later):
+            self._network = self._network.make()
+        return self._network
+
+    @property
+    def cost(self) -> Cost:
+        """What it has cost to get there."""
+        return self._cost
+
+    def at(self, cost: Cost) -> Moment:
+        """The same network at another cost; it is not made for that."""
+        return Moment.later(lambda: self.network, cost)
+
+    def __repr__(self) -> str:
+        return f"Moment(network={self.network!r}, cost={self.cost!r})"
+
+    def __reduce__(self) -> tuple[type[Moment], tuple[Network, Cost]]:
+        return Moment, (self.network, self.cost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Later:
+    """A network that has not been made yet."""
+
+    make: Callable[[], Network]
 
 
 @runtime_checkable
@@ -281,7 +335,7 @@ class After:
         first = perform(self.operator, net, rng)
         yield first
         for moment in self.flow(first.network, rng):
-            yield Moment(moment.network, first.cost + moment.cost)
+            yield moment.at(first.cost + moment.cost)
 
     def __repr__(self) -> str:
         return f"after({self.operator!r}, {self.flow!r})"

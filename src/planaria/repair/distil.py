@@ -91,7 +91,7 @@ class Distil:
             seconds=time.process_time() - start,
         )
         for moment in Retrain(task, self.optimiser, self.batch, self.horizon)(net, rng):
-            yield Moment(moment.network, asked + replace(moment.cost, labels=0))
+            yield moment.at(asked + replace(moment.cost, labels=0))
 
     def _loss(self, intact: Tensor) -> Loss:
         temperature = self.temperature

@@ -16,7 +16,7 @@ from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 from planaria.core.trees import Weights
 from planaria.measure.task import Task
-from planaria.repair.descent import descend, outputs_in_training, plastic
+from planaria.repair.descent import compacted, descend, outputs_in_training, plastic
 
 
 class Optimiser(Protocol):
@@ -148,23 +148,28 @@ class Retrain:
         """
         data = self.task.train.to(net.device)
         size = min(self.batch, len(data))
-        update = Cost(size, size, 1, 1, 3 * forward_multiply_adds(net, data.inputs) * size)
-        module = net.to_module().train()
-        moving = plastic(net, module)
 
-        def loss(rows: Tensor) -> Tensor:
-            outputs = outputs_in_training(module, data.inputs[rows], "Retrain.batch")
-            return self.task.loss(outputs, data.targets[rows])
+        def train(net: Network, shrink: Callable[[Weights], Weights]) -> Iterator[Moment]:
+            module = net.to_module().train()
+            moving = plastic(net, module)
 
-        return descend(
-            net,
-            module,
-            moving,
-            loss,
-            self.optimiser.build(moving.values()) if moving else None,
-            rng,
-            rows=(len(data), size),
-            update=update,
-            horizon=self.horizon,
-            plasticity_at=plasticity_at,
-        )
+            def loss(rows: Tensor) -> Tensor:
+                inputs, targets = data.inputs.index_select(0, rows), data.targets.index_select(0, rows)
+                return self.task.loss(outputs_in_training(module, inputs, "Retrain.batch"), targets)
+
+            return descend(
+                net,
+                module,
+                moving,
+                loss,
+                self.optimiser.build(moving.values()) if moving else None,
+                rng,
+                rows=(len(data), size),
+                update=Cost(size, size, 1, 1, 3 * forward_multiply_adds(net, data.inputs) * size),
+                horizon=self.horizon,
+                plasticity_at=lambda update: shrink(plasticity_at(update)),
+            )
+
+        if isinstance(self.optimiser, SGD | Adam | AdamW):
+            return compacted(net, data.inputs, size, train)
+        return train(net, lambda weights: weights)  # another may look at a weight's shape, or at all weights at once

@@ -142,7 +142,9 @@ class Training:
             weights: Used instead of the weights of these names.
             statistics: Whether normalisation statistics learn from this pass.
         """
-        return self.task.loss(self.outputs(rows, weights, statistics=statistics), self.data.targets[rows])
+        return self.task.loss(
+            self.outputs(rows, weights, statistics=statistics), self.data.targets.index_select(0, rows)
+        )
 
     def outputs(self, rows: Tensor, weights: Weights | None = None, *, statistics: bool = True) -> Tensor:
         """Outputs for some rows; see `loss`."""
@@ -154,7 +156,7 @@ class Training:
             outputs: Tensor = functional_call(self.module, changed, (inputs,)) if changed else self.module(inputs)
             return outputs
 
-        return outputs_in_training(forward, self.data.inputs[rows], "Harden.batch")
+        return outputs_in_training(forward, self.data.inputs.index_select(0, rows), "Harden.batch")
 
     def silenced(self, rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """Mean loss of a batch whose parts see different units fail.

@@ -9,7 +9,7 @@ that a module has fixed) stays, with the reason.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from planaria.core.anatomy import Anatomy, Group, flat
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
+from planaria.core.trees import Weights
 
 TOLERANCE = 1e-5
 """Largest difference of any output that still counts as equal, relative to the largest output."""
@@ -37,6 +38,8 @@ class Compact:
         difference: Largest difference of any output to the first network's, relative to its largest output.
         parameters_before: Weight entries of the first network.
         bytes_before: Bytes of its weights and buffers.
+        whole: The first network.
+        slices: Name of a weight or buffer that was cut -> (axis, indices that are left) for each axis it was cut along.
     """
 
     network: Network
@@ -46,6 +49,8 @@ class Compact:
     difference: float
     parameters_before: int
     bytes_before: int
+    whole: Network
+    slices: Mapping[str, Sequence[tuple[int, Tensor]]]
 
     @property
     def module(self) -> nn.Module:
@@ -66,6 +71,34 @@ class Compact:
     def bytes(self) -> int:
         """Bytes of the weights and buffers that are left."""
         return _bytes(self.network)
+
+    def shrink(self, weights: Weights) -> Weights:
+        """Tensors for the first network's weights (other plasticity, say) cut down to the smaller one's.
+
+        Args:
+            weights: Weight name -> tensor of the first network's shape.
+        """
+        return {name: _taken(weight, self.slices.get(name, ())) for name, weight in weights.items()}
+
+    def expand(self, small: Network) -> Network:
+        """The first network with the weights and buffers that the smaller one has now; what was cut out is as it was.
+
+        Args:
+            small: The smaller network, or one derived from it.
+
+        Example:
+            >>> from planaria.core.anatomy import Unit, silence
+            >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 4))
+            >>> small = compact(silence(net, Anatomy.of(net).entries([Unit("0", 1)]).all))
+            >>> taught = small.network.with_weights({"0.bias": torch.tensor([1.0, 2.0])})
+            >>> small.expand(taught).weights["0.bias"]
+            tensor([1., 0., 2.])
+        """
+        weights, buffers = (
+            {name: _put(whole[name], self.slices.get(name, ()), tensor) for name, tensor in changed.items()}
+            for whole, changed in ((self.whole.weights, small.weights), (self.whole.buffers, small.buffers))
+        )
+        return self.whole.with_weights(weights, buffers)
 
     def to_dict(self) -> dict[str, Any]:
         """Sizes, difference and reasons as plain values."""
@@ -150,6 +183,8 @@ def compact(net: Network, inputs: Tensor | None = None) -> Compact:
         difference=0.0 if small is net else trial.difference(small),
         parameters_before=net.parameters,
         bytes_before=_bytes(net),
+        whole=net,
+        slices=trial.slices(cuts),
     )
 
 
@@ -263,26 +298,32 @@ class _Trial:
         """The network without these slices; the network itself if there are none."""
         if not cuts:
             return self.net
+        net, slices = self.net, self.slices(cuts)
+        weights, plasticity, buffers = (
+            {name: _taken(tensor, slices.get(name, ())) for name, tensor in tensors.items()}
+            for tensors in (net.weights, net.plasticity, net.buffers)
+        )
+        module = _resized(net.module, weights, buffers)
+        return replace(net, module=module, weights=weights, plasticity=plasticity, buffers=buffers)
+
+    def slices(self, cuts: Mapping[tuple[str, int], Tensor]) -> dict[str, list[tuple[int, Tensor]]]:
+        """Weights and buffers that are cut -> (axis, indices that are left)."""
         net = self.net
-        weights, plasticity, buffers = dict(net.weights), dict(net.plasticity), dict(net.buffers)
+        left: dict[str, list[tuple[int, Tensor]]] = {}
         for (name, axis), gone in cuts.items():
-            stays = (~gone).nonzero().flatten().to(net.device)
-            weights[name] = weights[name].index_select(axis, stays)
-            plasticity[name] = plasticity[name].index_select(axis, stays)
+            left.setdefault(name, []).append((axis, (~gone).nonzero().flatten().to(net.device)))
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
         named = {id(buffer): name for name, buffer in net.module.named_buffers()}
         for module in net.module.modules():
-            lost = {}  # length -> what a vector of the module loses; its statistics lose the same
+            kept = {}  # length -> what a vector of the module keeps; its statistics keep the same
             for parameter in module.parameters(recurse=False):
-                gone_here = cuts.get((names[id(parameter)], 0))
-                if parameter.ndim == 1 and gone_here is not None:
-                    lost[len(parameter)] = gone_here
+                name = names[id(parameter)]
+                if parameter.ndim == 1 and name in left:
+                    kept[len(parameter)] = left[name]
             for buffer in module.buffers(recurse=False):
-                if buffer.ndim == 1 and len(buffer) in lost:
-                    name = named[id(buffer)]
-                    buffers[name] = buffers[name][(~lost[len(buffer)]).to(net.device)]
-        module = _resized(net.module, weights, buffers)
-        return replace(net, module=module, weights=weights, plasticity=plasticity, buffers=buffers)
+                if buffer.ndim == 1 and len(buffer) in kept:
+                    left[named[id(buffer)]] = kept[len(buffer)]
+        return left
 
     def difference(self, small: Network) -> float:
         """Largest difference of any output, relative to the largest output; infinite if one is not finite alone."""
@@ -347,6 +388,20 @@ def _proofs(net: Network, inputs: Tensor | None) -> tuple[tuple[Tensor, Tensor],
                 "Give inputs like those the network was trained on.",
             ) from error
     return tuple(pairs)
+
+
+def _taken(tensor: Tensor, slices: Sequence[tuple[int, Tensor]]) -> Tensor:
+    for axis, left in slices:
+        tensor = tensor.index_select(axis, left)
+    return tensor
+
+
+def _put(whole: Tensor, slices: Sequence[tuple[int, Tensor]], part: Tensor) -> Tensor:
+    """The whole with its `_taken` slices replaced."""
+    if not slices:
+        return part
+    (axis, left), *others = slices
+    return whole.index_copy(axis, left, _put(whole.index_select(axis, left), others, part))
 
 
 def _resized(module: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:

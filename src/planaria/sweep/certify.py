@@ -1,0 +1,562 @@
+"""Certified screening: how accuracy changes when each unit of a chain of linear layers is silenced, exactly.
+
+Deleting a unit moves the outputs by no more than its activation times a product of weights that is the same for all
+examples. Where that cannot lift any other output above the largest one, the prediction stands and nothing need be
+computed; only the (unit, example) pairs that are left are evaluated. So a whole map costs about one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from planaria.core.errors import InputError
+from planaria.sweep.chain import Chain, Stage
+from planaria.sweep.tally import Judge, Tally
+
+RIVALS = 64
+"""Up to so many classes each rival of the predicted class has its own bound; above, one bound holds for all rivals."""
+
+ROWS = 2048
+"""Examples of a chain of linear layers that are run at a time, so that their activations stay in the cache."""
+
+IMAGES = 256
+"""The same where there are convolutions."""
+
+ENTRIES = 2**17
+"""Numbers in a block of surviving pairs: half a mebibyte in single precision."""
+
+SPREAD = 4.0
+"""Rounding errors of a sum of n terms grow like this times sqrt(n), and never beyond n."""
+
+_MOVES = frozenset(["flatten", "view", "same", "mean"])
+
+
+def certifiable(chain: Chain, layer: str, judge: Judge) -> str:
+    """Why the units of a layer cannot be judged by certificates; "" if they can.
+
+    Args:
+        chain: The network.
+        layer: Name of the layer that makes the units.
+        judge: How outputs are scored.
+
+    Example:
+        >>> from torch import nn
+        >>> from planaria.core.network import Network
+        >>> from planaria.measure.scores import ACCURACY
+        >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 4))
+        >>> certifiable(Chain.of(net), "0", Judge(ACCURACY))
+        ''
+    """
+    if not judge.counts_predictions:
+        return "the score depends on more than the prediction"
+    at = _at(chain, layer)
+    if at is None:
+        return f"{layer!r} makes no units of the chain"
+    *hidden, last = chain.stages
+    if any(not stage.linear for stage in chain.stages[at + 1 :]) or chain.stages[at].block != 1:
+        return "a convolution or a flattened feature map lies behind it"
+    if chain.stages[at].silent != chain.stages[at].silent:
+        return "a silenced unit is not one number"
+    for stage in hidden:
+        if _lipschitz(stage) == float("inf"):
+            return f"the slope of {', '.join(step.name for step in stage.steps)} is not known"
+    if any(step.name not in {"_softmax", "_log_softmax"} for step in last.steps):
+        return f"{', '.join(step.name for step in last.steps)} is applied to the outputs"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Certifier:
+    """The certificates of a chain: products of its weights, made once and used for any number of inputs.
+
+    The prediction p of an example stands when unit i, of activation h > 0, is deleted, if for every other class c
+
+        h * fall[p, c, i] < logit[p] - logit[c] - slack,
+
+    where fall[p, c, i] is the largest rise of logit c over logit p per unit by which activation i falls (for h < 0,
+    rises): through weights W and activations with slopes in [a, b], a <= 0 <= b, backwards from v = W[c] - W[p],
+
+        rise = max(v, 0), fall = max(-v, 0);
+        rise' = b (rise W+ + fall W-) + |a| (rise W- + fall W+),  fall' = b (rise W- + fall W+) + |a| (rise W+ + fall W-).
+
+    It is exact for the last hidden layer. The slack covers the rounding of both networks. Pairs that are not certified
+    are evaluated: the next product changes by rank one; what then follows is bounded again from the true change, layer
+    by layer, before it is computed.
+
+    Attributes:
+        chain: The network.
+        layers: Layer -> stage that makes its units.
+        bounds: Of the units of each stage that is followed by linear layers only; None before.
+        columns: Weight of each stage that reads such units, transposed, [read, made].
+        rounding: Bound of what rounding does to a margin.
+
+    Source: interval bounds as in Gowal et al., 2018; their use as an exact screen for deletions is this project's.
+
+    Not guaranteed: predictions where two logits are closer than rounding (ties); the bound of rounding itself above a
+    width of 16, where errors are taken to grow like 4 sqrt(width), not width (Higham and Mary, 2019).
+
+    Example:
+        >>> from torch import nn
+        >>> from planaria.core.network import Network
+        >>> from planaria.measure.scores import ACCURACY
+        >>> net = Network.of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 2))
+        >>> net = net.with_weights({"0.weight": torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])})
+        >>> net = net.with_weights({"0.bias": torch.zeros(3), "2.bias": torch.tensor([0.5, 0.0])})
+        >>> net = net.with_weights({"2.weight": torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])})
+        >>> count = Certifier.of(Chain.of(net), ["0"])
+        >>> count(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 1]), Judge(ACCURACY))["0"].total
+        tensor([-1.,  0.,  0.], dtype=torch.float64)
+    """
+
+    chain: Chain
+    layers: dict[str, int]
+    bounds: tuple[_Bounds | None, ...]
+    columns: tuple[Tensor | None, ...]
+    rounding: _Rounding
+
+    @staticmethod
+    def of(chain: Chain, layers: Sequence[str]) -> Certifier:
+        """Certificates for the units of some layers.
+
+        Args:
+            chain: The network.
+            layers: Names of layers that are `certifiable`.
+
+        Raises:
+            InputError: A layer that is not one of the chain's.
+        """
+        found = {}
+        for layer in layers:
+            at = _at(chain, layer)
+            if at is None:
+                known = [stage.layer for stage in chain.stages if stage.layer]
+                raise InputError("certified layers", f"some of {known}", repr(layer))
+            found[layer] = at
+        first = min(found.values(), default=len(chain.stages) - 1)
+        with torch.no_grad():
+            columns = [
+                stage.weight.T.contiguous() if at - 1 in found.values() else None
+                for at, stage in enumerate(chain.stages)
+            ]
+            return Certifier(chain, found, _bounds(chain, first), tuple(columns), _Rounding.of(chain))
+
+    def __call__(self, inputs: Tensor, targets: Tensor, judge: Judge) -> dict[str, Tally]:
+        """Change of the number of right predictions when each unit is silenced.
+
+        Args:
+            inputs: [examples, ...].
+            targets: Labels [examples].
+            judge: One that counts predictions.
+
+        Returns:
+            Layer -> tally over its units [units]; tallies of disjoint inputs add.
+        """
+        stages = self.chain.stages
+        tallies = {
+            layer: Tally.zeros((stages[at].made,), judge.classes, stages[at].weight.device)
+            for layer, at in self.layers.items()
+        }
+        rows = ROWS if self.chain.linear else IMAGES
+        with torch.no_grad():
+            for some, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
+                block = _Block.of(self, some, labels, judge)
+                for layer, at in self.layers.items():
+                    block.count(at, tallies[layer])
+        return tallies
+
+
+def certified_units(
+    chain: Chain, layers: Sequence[str], inputs: Tensor, targets: Tensor, judge: Judge
+) -> dict[str, Tally]:
+    """Change of the number of right predictions when each unit is silenced: `Certifier` for inputs in memory.
+
+    Args:
+        chain: The network.
+        layers: Names of layers that are `certifiable`.
+        inputs: [examples, ...].
+        targets: Labels [examples].
+        judge: One that counts predictions.
+
+    Returns:
+        Layer -> tally over its units [units].
+
+    Example:
+        >>> from torch import nn
+        >>> from planaria.core.network import Network
+        >>> from planaria.measure.scores import ACCURACY
+        >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 4))
+        >>> x, y = torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64)
+        >>> certified_units(Chain.of(net), ["0"], x, y, Judge(ACCURACY))["0"].total.shape
+        torch.Size([3])
+    """
+    return Certifier.of(chain, layers)(inputs, targets, judge)
+
+
+def _at(chain: Chain, layer: str) -> int | None:
+    return next((at for at, stage in enumerate(chain.stages[:-1]) if stage.layer == layer), None)
+
+
+# ----------------------------------------------------------------------------------------------------- bounds
+
+
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """Largest rise of a rival over the predicted class, per unit by which an activation of one stage moves.
+
+    Attributes:
+        rise: When it rises, [classes, units, rivals]; rivals are all classes, or one that stands for all.
+        fall: When it falls.
+    """
+
+    rise: Tensor
+    fall: Tensor
+
+    def peak(self, signed: bool) -> Tensor:
+        """Over all rivals, [classes, units]; for both directions where activations may be negative."""
+        fall = self.fall.amax(2)
+        return torch.maximum(fall, self.rise.amax(2)) if signed else fall
+
+
+def _bounds(chain: Chain, first: int) -> tuple[_Bounds | None, ...]:
+    """Bounds of the stages from `first` on; none for the last, which makes the outputs."""
+    stages = chain.stages
+    weight = stages[-1].weight
+    tiny, eps = torch.finfo(weight.dtype).tiny, torch.finfo(weight.dtype).eps
+    if len(weight) <= RIVALS:
+        v = weight[None] - weight[:, None]  # [classes, rivals, units]
+        rise, fall = v.clamp(min=0), (-v).clamp(min=0)
+    else:
+        rise = (weight.amax(0) - weight).clamp(min=0)[:, None]
+        fall = (weight - weight.amin(0)).clamp(min=0)[:, None]
+    result: list[_Bounds | None] = [None] * len(stages)
+    for at in range(len(stages) - 2, first - 1, -1):
+        # Sums of terms that are not negative: rounding is relative, but for underflow.
+        swell, least = 1 + 4 * eps * (stages[at + 1].made + 8), 4 * tiny * stages[at + 1].made
+        rise, fall = (x.mul(swell).add(least).nan_to_num(float("inf"), float("inf")) for x in (rise, fall))
+        by_unit = [x.transpose(1, 2).contiguous() for x in (rise, fall)]
+        result[at] = _Bounds(*by_unit)
+        if at > first:
+            low, high = _slopes(stages[at])
+            w = stages[at].weight
+            up, down = w.clamp(min=0), (-w).clamp(min=0)
+            along, against = rise @ up + fall @ down, rise @ down + fall @ up
+            rise, fall = high * along - low * against, high * against - low * along
+    return tuple(result)
+
+
+def _slopes(stage: Stage) -> tuple[float, float]:
+    """Least (at most 0) and largest slope of a stage's steps together."""
+    if stage.monotone:
+        return 0.0, stage.slope
+    # GELU and SiLU are x s(x) with s(x) + s(-x) = 1, so that their slopes at x and -x sum to 1.
+    return (1.0 - stage.slope if len(stage.steps) == 1 else -stage.slope), stage.slope
+
+
+# --------------------------------------------------------------------------------------------------- rounding
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Bound of what rounding may do to the difference of two logits, intact and damaged together.
+
+    A product over n terms errs by at most k u |w| |h| per entry: u the unit roundoff, k = min(n, 4 sqrt(n)) (n holds
+    for any order of summation; the root for errors that do not conspire, Higham and Mary 2019), |w| and |h| norms of
+    the row and of what it reads. So its output errs by k u |W| |h| in norm, |W| of Frobenius. Behind it, an error
+    grows by no more than the spectral norms of the weights and the slopes, and in the end by |W[c] - W[p]|. Eight terms
+    more stand for bias, activation, and the update of rank one. The sum over products is what one network errs by;
+    there are two, the intact and the damaged; the activations of the damaged are at most |h| plus what the deletion
+    of a unit carries there. Activations that are computed enter the bounds of units as they are: their errors are of
+    earlier products, in the sum already. Overflow is kept away by not trusting numbers above the root of the largest.
+
+    Attributes:
+        terms: k u of each product.
+        reach: (|W|, |shift|) of each product.
+        gain: Bound of the gain of each product with its steps.
+        tail: Gain from each product, before its steps, to a difference of logits.
+        silent: Size of the values that silenced units have.
+        extra: Error of a softmax.
+        limit: Numbers that are trusted.
+        floor: Added to norms, whose squares may underflow.
+    """
+
+    terms: tuple[float, ...]
+    reach: tuple[tuple[float, float], ...]
+    gain: tuple[float, ...]
+    tail: tuple[float, ...]
+    silent: tuple[float, ...]
+    extra: float
+    limit: float
+    floor: float
+
+    @staticmethod
+    def of(chain: Chain) -> _Rounding:
+        """From the weights."""
+        info = torch.finfo(chain.stages[-1].weight.dtype)
+        terms, reach, gain, tail = [], [], [], [1.0]
+        for stage in chain.stages:
+            w = stage.weight.flatten(1).double()
+            n = w.shape[1] + 8
+            # Batch normalisation that was folded in was in the module two more operations.
+            terms.append(min(n, SPREAD * n**0.5) * info.eps / 2 * (2 if stage.folded else 1))
+            # In a convolution each number is read at up to so many places.
+            places = stage.weight[0, 0].numel() ** 0.5
+            reach.append((float(w.norm()) * places, 0.0 if stage.shift is None else float(stage.shift.double().norm())))
+            gain.append(_spectral(w) * places * _lipschitz(stage))
+        last = chain.stages[-1].weight.double()
+        row = 2 * float(last.norm(dim=1).max())
+        reach[-1] = (row, 2 * reach[-1][1])
+        if len(last) <= RIVALS:
+            row = float((last[None] - last[:, None]).norm(dim=2).max())
+        for at in range(len(terms) - 2, -1, -1):
+            tail.append(row * _lipschitz(chain.stages[at]))
+            row *= gain[at]
+        silent = [abs(stage.silent) if stage.silent == stage.silent else 0.0 for stage in chain.stages]
+        extra = 16 * info.eps * len(last) ** 0.5 if chain.stages[-1].steps else 0.0
+        sizes = (extra, info.max**0.5, info.tiny**0.5)
+        return _Rounding(tuple(terms), tuple(reach), tuple(gain), tuple(tail[::-1]), tuple(silent), *sizes)
+
+    def slack(self, norms: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+        """Margins must be larger than this, [examples]; infinite where nothing can be trusted.
+
+        Args:
+            norms: Of what each stage reads, [examples].
+            places: Positions of what it reads.
+        """
+        total = torch.zeros_like(norms[0], dtype=torch.float64)
+        carried, unsafe = torch.zeros_like(total), torch.isnan(total)
+        for at, norm in enumerate(norms):
+            norm = norm.double() + self.floor
+            size, shift = self.reach[at]
+            reach = size * (norm + carried) + shift * 2 * places[at] ** 0.5 + self.floor
+            unsafe |= ~(reach < self.limit)
+            total += 2 * self.terms[at] * self.tail[at] * reach
+            carried = (self.gain[at] * (carried + norm) if at else carried) + self.silent[at]
+        return (total + self.extra).masked_fill(unsafe | total.isnan(), float("inf"))
+
+
+def _spectral(w: Tensor) -> float:
+    """Upper bound of a matrix's spectral norm: the Schatten norm of order 8 where it is quick, else of order 2."""
+    if w.shape[0] > w.shape[1]:
+        w = w.T
+    if w.shape[0] ** 2 * w.shape[1] > 2**30 or not bool(w.isfinite().all()):
+        return float(w.norm())
+    scale = float(w.norm())
+    if scale == 0.0:
+        return 0.0
+    w = (w / scale).float()
+    gram = w @ w.T
+    return scale * float((gram @ gram).double().norm()) ** 0.25 * 1.001
+
+
+def _lipschitz(stage: Stage) -> float:
+    """Largest gain of a stage's steps, in norm."""
+    steps = [step for step in stage.steps if step.name not in _MOVES]
+    # Windows that overlap repeat a number, up to 16 times at most.
+    pools = sum("pool" in step.name for step in steps)
+    return replace(stage, steps=tuple(step for step in steps if "pool" not in step.name)).slope * 4.0**pools
+
+
+# ----------------------------------------------------------------------------------------------------- counts
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Some (example, unit) pairs and by how much the unit's activation falls."""
+
+    example: Tensor
+    unit: Tensor
+    fall: Tensor
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def at(self, index: Tensor) -> _Pairs:
+        """The pairs at some places."""
+        return _Pairs(*(x.index_select(0, index) for x in (self.example, self.unit, self.fall)))
+
+    def split(self, size: int) -> Iterator[_Pairs]:
+        """Blocks of so many pairs."""
+        return (_Pairs(*x) for x in zip(*(x.split(size) for x in (self.example, self.unit, self.fall)), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some examples, run intact.
+
+    Attributes:
+        stages: Of the chain.
+        bounds: Of the certifier.
+        columns: Of the certifier.
+        judge: How outputs are scored.
+        targets: Labels, [examples].
+        held: What each stage reads, [examples, ...]; the outputs at the end.
+        norms: Norm of each of those, [examples].
+        pre: Output of each product before the steps; None where no unit's change is computed.
+        predicted: Class of the largest logit, [examples].
+        room: Margin to each rival less the slack, [examples, rivals]; infinite for the predicted class itself,
+            minus infinite where numbers are not to be trusted.
+        intact: Scores, [examples].
+    """
+
+    stages: tuple[Stage, ...]
+    bounds: tuple[_Bounds | None, ...]
+    columns: tuple[Tensor | None, ...]
+    judge: Judge
+    targets: Tensor
+    held: list[Tensor]
+    norms: list[Tensor]
+    pre: list[Tensor | None]
+    predicted: Tensor
+    room: Tensor
+    intact: Tensor
+
+    @staticmethod
+    def of(certifier: Certifier, inputs: Tensor, targets: Tensor, judge: Judge) -> _Block:
+        """Run the examples."""
+        stages = certifier.chain.stages
+        held, pre = [certifier.chain.begin(inputs)], []
+        for at, stage in enumerate(stages):
+            made = stage.pre(held[-1])
+            pre.append(made if at and certifier.columns[at] is not None else None)
+            held.append(stage.post(made))
+        norms = [_norm(x) for x in held[:-1]]
+        slack = certifier.rounding.slack(norms, [x.flatten(2).shape[2] if x.ndim > 2 else 1 for x in held[:-1]])
+        predicted = made.argmax(1)
+        own = predicted[:, None]
+        room = made.gather(1, own) - made
+        unsafe = ~(slack < float("inf")) | ~made.isfinite().all(1)
+        room.scatter_(1, own, float("inf"))
+        if made.shape[1] > RIVALS:
+            room = room.amin(1, keepdim=True)
+        room = (room - slack[:, None].to(room.dtype)).masked_fill(unsafe[:, None], -float("inf"))
+        intact = judge.values(held[-1], targets)
+        return _Block(
+            stages, certifier.bounds, certifier.columns, judge, targets, held, norms, pre, predicted, room, intact
+        )
+
+    def count(self, at: int, tally: Tally) -> None:
+        """Note what silencing each unit of a stage changes."""
+        pairs = self._survivors(at)
+        if not len(pairs):
+            return
+        # After a change of rank one, what is left must not be small against what was: it would be rounding. So units
+        # that hold nearly all of the activations or weights are taken away before the product, not after it.
+        columns = self.columns[at + 1]
+        assert columns is not None
+        share = columns.norm(dim=1) / columns.norm()
+        share, part = share.index_select(0, pairs.unit), self._part(at, pairs)
+        kept = (1 - share * share) * (1 - part * part) > 0.01
+        kept &= self.room[:, 0].index_select(0, pairs.example) > -float("inf")
+        few = (~kept).nonzero()[:, 0]
+        if len(few):
+            for some in pairs.at(few).split(max(1, ENTRIES // self.held[at + 1].shape[1])):
+                self._note(tally, some, self._anew(at, some))
+            pairs = pairs.at(kept.nonzero()[:, 0])
+        for deeper in range(at + 1, len(self.stages) - 2):
+            pairs = self._narrowed(at, deeper, pairs)
+        for some in self._blocks(at, pairs):
+            self._note(tally, some, self._path(at, len(self.stages) - 1, some))
+
+    def _survivors(self, at: int) -> _Pairs:
+        """Pairs that the bounds do not certify."""
+        bounds, held, silent = self.bounds[at], self.held[at + 1], self.stages[at].silent
+        assert bounds is not None
+        size = held - silent if silent else held
+        signed = not bool(size.amin() >= 0)
+        # One comparison with the largest bound leaves few pairs; of these, each rival is looked at.
+        reach = bounds.peak(signed).index_select(0, self.predicted)
+        reach.mul_(size.abs() if signed else size)
+        flags = reach >= self.room.amin(1, keepdim=True)
+        unsafe = self.room[:, 0] == -float("inf")
+        flags[unsafe] = True
+        places = _places(flags)
+        fall = size.reshape(-1).index_select(0, places)
+        moving = (fall != 0).nonzero()[:, 0]
+        places, fall = places.index_select(0, moving), fall.index_select(0, moving)
+        example = places.div(held.shape[1], rounding_mode="floor")
+        pairs = _Pairs(example, places - example * held.shape[1], fall)
+        rows = self.predicted.index_select(0, example) * held.shape[1] + pairs.unit
+        rise = bounds.fall.flatten(0, 1).index_select(0, rows) * fall[:, None]
+        if signed:
+            rise = torch.maximum(rise, bounds.rise.flatten(0, 1).index_select(0, rows) * -fall[:, None])
+        room = self.room.index_select(0, example)
+        left = (rise >= room).any(1) | (room[:, 0] == -float("inf"))
+        return pairs.at(left.nonzero()[:, 0])
+
+    def _narrowed(self, at: int, deeper: int, pairs: _Pairs) -> _Pairs:
+        """Pairs that bounds from the true change behind a deeper stage do not certify."""
+        bounds = self.bounds[deeper]
+        assert bounds is not None
+        classes = self.predicted.index_select(0, pairs.example)
+        kept = []
+        for c in classes.unique().tolist():
+            rise, fall = bounds.rise[c], bounds.fall[c]
+            for some in self._blocks(at, pairs.at((classes == c).nonzero()[:, 0])):
+                change = self._path(at, deeper, some) - self.held[deeper + 1].index_select(0, some.example)
+                up = change.clamp(min=0)
+                reach = _narrow(up, rise.T) + _narrow(up.sub_(change), fall.T)
+                left = ~(reach < self.room.index_select(0, some.example)).all(1)
+                kept.append(some.at(left.nonzero()[:, 0]))
+        if not kept:
+            return pairs
+        return _Pairs(*(torch.cat([getattr(k, name) for k in kept]) for name in ("example", "unit", "fall")))
+
+    def _blocks(self, at: int, pairs: _Pairs) -> Iterator[_Pairs]:
+        widest = max(stage.made for stage in self.stages[at + 1 :])
+        return pairs.split(max(1, ENTRIES // widest)) if len(pairs) else iter(())
+
+    def _path(self, at: int, to: int, pairs: _Pairs) -> Tensor:
+        """Values behind a later stage with the pair's unit of stage `at` silenced, [pairs, units]."""
+        columns, pre = self.columns[at + 1], self.pre[at + 1]
+        assert columns is not None and pre is not None
+        before = pre.index_select(0, pairs.example)
+        x = before.addcmul_(columns.index_select(0, pairs.unit), pairs.fall[:, None], value=-1)
+        for deeper in range(at + 1, to + 1):
+            stage = self.stages[deeper]
+            x = stage.post(x if deeper == at + 1 else _narrow(x, stage.weight, stage.shift))
+        return x
+
+    def _anew(self, at: int, pairs: _Pairs) -> Tensor:
+        """The outputs with each pair's unit silenced, computed in full from there."""
+        x = self.held[at + 1].index_select(0, pairs.example)
+        x.scatter_(1, pairs.unit[:, None], self.stages[at].silent)
+        for stage in self.stages[at + 1 :]:
+            x = stage.post(stage.pre(x))
+        return x
+
+    def _part(self, at: int, pairs: _Pairs) -> Tensor:
+        """Share of the activations' norm that the pair's unit holds."""
+        return (pairs.fall / self.norms[at + 1].index_select(0, pairs.example)).abs()
+
+    def _note(self, tally: Tally, pairs: _Pairs, outputs: Tensor) -> None:
+        targets = self.targets.index_select(0, pairs.example)
+        change = self.judge.values(outputs, targets) - self.intact.index_select(0, pairs.example)
+        changed = change.nonzero()[:, 0]
+        tally.note_pairs(*(x.index_select(0, changed) for x in (pairs.unit, change, targets)))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Norm of each example, [examples]."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def _narrow(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
+    """A product [examples, made]; with few rows of the weight twice as fast when it is the left factor."""
+    if len(weight) > 64:
+        return torch.nn.functional.linear(x, weight, shift)
+    made = weight @ x.T
+    return (made if shift is None else made.add_(shift[:, None])).T.contiguous()
+
+
+def _places(flags: Tensor) -> Tensor:
+    """Places of the few that are true, in the flattened tensor; eight are looked at at a time."""
+    flat = flags.reshape(-1)
+    if flat.numel() % 8:
+        return flat.nonzero()[:, 0]
+    eights = flat.view(torch.int64).nonzero()
+    places = (eights * 8 + torch.arange(8, device=flat.device)).view(-1)
+    return places.index_select(0, flat.index_select(0, places).nonzero()[:, 0])
