@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in known:
             parser.error(f"no benchmark {name!r}; there are {', '.join(known)}")
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     here: dict[str, Any] = machine()
     rows: list[Row] = []
     begun = time.perf_counter()
@@ -54,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            rows += known[name](options.quick)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rows += known[name](options.quick)
         except Exception as problem:  # the others still run
             failed.append(f"{name}: {type(problem).__name__}: {problem}")
         print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -6,7 +6,8 @@ A suite module exports `BENCHMARKS`, a dictionary from id ("B1") to a function `
     return [row("B1", "MLP unit map, accuracy", times, naive_scale=768 / 12, forward_s=one_forward(...), ...)]
 
 times all ways in turn (A B A B), naive ones on a stratified subset that `naive_scale` scales up to the whole, asserts
-exactness (`assert_exact`) on what the timed ways returned, and never compares times from different runs.
+exactness (`assert_exact`) on what the timed ways returned, and never compares times from different runs. In the quick
+tier each benchmark has about 2 seconds.
 """
 
 from __future__ import annotations
@@ -279,9 +280,8 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
-        )
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         model = f"{fields.get('model name', model)}, family {fields.get('cpu family')} model {fields.get('model')}"
     route = fastest_route()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,20 +46,18 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(FOLDER / "sweep.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def sweep(suite: Any) -> ModuleType:
+    """The script, as a module."""
+    del suite  # its folder is on the path now
+    return importlib.import_module("sweep")
 
 
-def test_quick_json_is_a_list_of_rows_with_the_promised_fields() -> None:
-    done = run("--quick", "--json", "--only", "B18")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+def test_quick_json_is_a_list_of_rows_with_the_promised_fields(
+    sweep: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.main(["--quick", "--json", "--only", "B18"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     assert [row["id"] for row in rows] == ["B18", "B18"]
     for row in rows:
         assert list(row)[: len(PROMISED)] == list(PROMISED)
@@ -71,24 +66,61 @@ def test_quick_json_is_a_list_of_rows_with_the_promised_fields() -> None:
         assert row["ours_s"] > 0
 
 
-def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
-    done = run("--only", "B99")
-    assert done.returncode == 2
-    assert "no benchmark 'B99'" in done.stderr
-    assert "B18" in done.stderr
+def test_an_unknown_benchmark_is_refused_with_the_known_ones(
+    sweep: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["--only", "B99"])
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert "no benchmark 'B99'" in said
+    assert "B18" in said
 
 
-def test_every_benchmark_that_was_asked_for_is_there(suite: Any) -> None:
-    known, failed = suite_of_sweep(suite)
+def test_every_benchmark_that_was_asked_for_is_there(sweep: ModuleType) -> None:
+    known, failed = sweep.benchmarks()
     assert not failed
     promised = {f"B{number}" for number in (*range(1, 13), 16, 17, 18)}
     assert promised <= known.keys(), sorted(promised - known.keys())
 
 
-def suite_of_sweep(suite: Any) -> tuple[dict[str, Any], list[str]]:
-    suite("harness")  # puts the folder on the path
-    found: tuple[dict[str, Any], list[str]] = importlib.import_module("sweep").benchmarks()
-    return found
+def test_a_benchmark_that_is_not_exact_fails_and_the_others_still_run(
+    sweep: ModuleType, suite: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness = suite("harness")
+
+    def wrong(quick: bool) -> list[Any]:
+        raise AssertionError("3 of 9 predictions differ from brute force")
+
+    def right(quick: bool) -> list[Any]:
+        return [harness.row("B2", "something", {"ours": [0.5]})]
+
+    monkeypatch.setattr(sweep, "benchmarks", lambda: ({"B1": wrong, "B2": right}, []))
+    assert sweep.main(["--json"]) == 1
+    printed = capsys.readouterr()
+    assert [row["id"] for row in json.loads(printed.out)] == ["B2"]
+    assert "B1: AssertionError: 3 of 9 predictions differ" in printed.err
+
+
+def test_results_are_saved_beside_those_of_other_benchmarks(
+    sweep: ModuleType, suite: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = suite("harness").row
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path)
+    for name, seconds in (("B10", 3.0), ("B2", 1.0), ("B10", 2.0)):
+        monkeypatch.setattr(
+            sweep,
+            "benchmarks",
+            lambda name=name, seconds=seconds: (
+                {one: lambda quick, one=one: [row(one, "x", {"ours": [seconds]})] for one in ("B2", "B10")},
+                [],
+            ),
+        )
+        assert sweep.main(["--only", name, "--save"]) == 0
+    saved = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    assert [(row["id"], row["ours_s"]) for row in saved["rows"]] == [("B2", 1.0), ("B10", 2.0)]
+    assert saved["machine"]["torch"] == torch.__version__
+    assert "| B10 | x |" in (tmp_path / "sweep.md").read_text(encoding="utf-8")
 
 
 def test_ways_run_in_turn_and_the_first_round_does_not_count(suite: Any) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -32,7 +35,7 @@ Train = Callable[[Network, Callable[[Weights], Weights]], Iterator[Moment]]
 """Network to start from, and what cuts plasticity of the whole network down to its size -> moments."""
 
 WORTHWHILE = 10_000_000
-"""Multiply-adds of an update from which it pays to look for dead units: some 0.1 ms, against 10 ms for looking."""
+"""Multiply-adds of an update (some 0.1 ms) from which it pays to look for dead units, and for the route of products."""
 
 PROOF = 64
 """Training examples on which the smaller network must be equal."""
@@ -83,16 +86,14 @@ def descend(
         cost = cost + update
         yield Moment(net, cost)
     full = [group["lr"] for group in optimiser.param_groups]
-    places = {id(buffer): (part._buffers, key) for part in module.modules() for key, buffer in part._buffers.items()}
-    buffers = [(name, *places[id(buffer)]) for name, buffer in module.named_buffers()]
-    plasticity: Weights = {}
-    slow: set[str] = set()
+    buffers = _buffers(module)
+    brake = _Brake.of({}, {})
     for done, batch in enumerate(_batches(*rows, rng)):
         start = time.process_time()
         with (
             lend(rng, net.device),
             plain_kernels(),
-            fast_products(net.device),
+            fast_products(net.device) if update.multiply_adds >= WORTHWHILE else nullcontext(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
@@ -104,21 +105,59 @@ def descend(
             share = min(1.0, done / horizon)
             for group, rate in zip(optimiser.param_groups, full, strict=True):
                 group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
-        current = plasticity_at(done)
-        if current is not plasticity:
-            plasticity = current
-            slow = {name for name in moving if not bool((plasticity[name] == 1).all())}
-        before = {name: moving[name].detach().clone() for name in slow}
+        plasticity = plasticity_at(done)
+        if plasticity is not brake.plasticity:
+            brake = _Brake.of(moving, plasticity)
+        before = [weight.detach().clone() for weight, _ in brake.slow]
         optimiser.step()
-        with torch.no_grad():
-            for name in slow:
-                moving[name].copy_(law(before[name], moving[name], plasticity[name]))
+        brake.apply(before)
         now = net.with_weights(
             {name: parameter.detach().clone() for name, parameter in moving.items()},
-            {name: owner[key].detach().clone() for name, owner, key in buffers},
+            {name: values[key].detach().clone() for name, (values, key) in buffers.items()},
         )
         cost = cost + update + Cost(seconds=time.process_time() - start)
         yield Moment(now, cost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Brake:
+    """The law of motion after an optimiser's step, for one plasticity.
+
+    Attributes:
+        plasticity: The plasticity.
+        held: Parameters of which some entries are pinned and the others ordinary, with which, and their values.
+        slow: Parameters with other plasticity anywhere, and that.
+    """
+
+    plasticity: Weights
+    held: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    slow: tuple[tuple[Tensor, Tensor], ...]
+
+    @staticmethod
+    def of(moving: Mapping[str, Tensor], plasticity: Weights) -> _Brake:
+        held: list[tuple[Tensor, Tensor, Tensor]] = []
+        slow: list[tuple[Tensor, Tensor]] = []
+        for name, weight in moving.items():
+            pinned, ordinary = plasticity[name] == 0, plasticity[name] == 1
+            if not bool((pinned | ordinary).all()):
+                slow.append((weight, plasticity[name]))
+            elif bool(pinned.any()):
+                held.append((weight, pinned, weight.detach().clone()))
+        return _Brake(plasticity, tuple(held), tuple(slow))
+
+    @torch.no_grad()
+    def apply(self, before: Sequence[Tensor]) -> None:
+        """Take back from the parameters what must not have moved so far; `before`: values of the slow ones."""
+        for weight, pinned, values in self.held:
+            torch.where(pinned, values, weight, out=weight)
+        for (weight, plasticity), value in zip(self.slow, before, strict=True):
+            weight.copy_(law(value, weight, plasticity))
+
+
+def _buffers(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Buffer name -> where the module keeps it; a forward pass may put another tensor there."""
+    places = {id(buffer): (part._buffers, key) for part in module.modules() for key, buffer in part._buffers.items()}
+    return {name: places[id(buffer)] for name, buffer in module.named_buffers()}
 
 
 def outputs_in_training(forward: Callable[[Tensor], Tensor], inputs: Tensor, where: str) -> Tensor:
@@ -146,12 +185,13 @@ def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
         waiting = waiting[size:]
 
 
-def compacted(net: Network, inputs: Tensor, batch: int, train: Train) -> Iterator[Moment]:
+def compacted(net: Network, inputs: Tensor, batch: int, train: Train, *, decays: bool) -> Iterator[Moment]:
     """Moments of a training that runs on the network without its dead units where that is exact, else on all of it.
 
-    It is exact (up to rounding) where every entry of the units that go is pinned, and where outputs stay the same in
-    eval and in train mode, on examples; see `compact`. The training must move each entry by its own gradient and
-    nothing else, and pinned entries never. Where an update is cheap anyway, nothing is looked for.
+    It is exact (up to rounding) where nothing that goes could move, and where outputs stay the same in eval and in
+    train mode, on examples; see `compact`. All entries of a silenced unit are pinned. What else goes (a unit that is
+    multiplied by a silenced one) has gradient 0, so that only weight decay could move it. The training must move each
+    entry by its own gradient and decay, and pinned entries never. Where an update is cheap, nothing is looked for.
 
     The networks of the moments are whole: in what was cut out, weights and normalisation statistics are as they were.
     Where the module draws random numbers (dropout), the smaller one draws others than the whole one would.
@@ -161,11 +201,12 @@ def compacted(net: Network, inputs: Tensor, batch: int, train: Train) -> Iterato
         inputs: Training inputs [examples, ...].
         batch: Examples per update.
         train: The training.
+        decays: Whether it has weight decay.
     """
     start = time.process_time()
     cheap = 3 * batch * forward_multiply_adds(net, inputs) < WORTHWHILE
     small = None if cheap else _smaller(net, inputs[: min(batch, PROOF)])
-    if small is None:
+    if small is None or (decays and _moving(small.network) < _moving(net)):
         return train(net, lambda weights: weights)
     spent = Cost(seconds=time.process_time() - start)
     return (_expanded(small, moment, spent) for moment in train(small.network, _once(small.shrink)))
@@ -199,10 +240,12 @@ def _smaller(net: Network, inputs: Tensor) -> Compact | None:
         small = compact(net, inputs)
     except (AnatomyError, InputError):
         return None
-    moving, left = (sum(int((p != 0).sum()) for p in one.plasticity.values()) for one in (net, small.network))
-    if not small.units_removed or moving != left or not _alike_in_training(net, small.network, inputs):
-        return None
-    return small
+    return small if small.units_removed and _alike_in_training(net, small.network, inputs) else None
+
+
+def _moving(net: Network) -> int:
+    """Entries that are not pinned."""
+    return sum(int((plasticity != 0).sum()) for plasticity in net.plasticity.values())
 
 
 def _alike_in_training(net: Network, small: Network, inputs: Tensor) -> bool:

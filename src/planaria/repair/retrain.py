@@ -146,7 +146,9 @@ class Retrain:
             plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by. May return the
                 same object again while nothing changes.
         """
-        data = self.task.train.to(net.device)
+        data = self.task.train
+        if data.inputs.device != net.device:
+            data = data.to(net.device)
         size = min(self.batch, len(data))
 
         def train(net: Network, shrink: Callable[[Weights], Weights]) -> Iterator[Moment]:
@@ -171,5 +173,5 @@ class Retrain:
             )
 
         if isinstance(self.optimiser, SGD | Adam | AdamW):
-            return compacted(net, data.inputs, size, train)
+            return compacted(net, data.inputs, size, train, decays=self.optimiser.decay > 0)
         return train(net, lambda weights: weights)  # another may look at a weight's shape, or at all weights at once

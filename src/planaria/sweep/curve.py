@@ -32,9 +32,9 @@ WORK = 5 * 2**20
 SHARED = 2**28
 """Bytes of activations that are kept for all orders."""
 
-LOSS = 4.0
-"""A product is computed anew once what was subtracted is this many times what it holds: then rounding errors of units
-that are long dead cannot outgrow those of the living."""
+SHRINKING = 4.0
+"""A product is made anew once it can only be this many times smaller than what it was last made of, so that rounding
+errors that the dead have left behind stay of the size of those that the living make."""
 
 _MIXES = frozenset(["_softmax", "_log_softmax"])
 """Steps by which one unit's activation depends on another's."""
@@ -120,6 +120,9 @@ def curves(
     """
     if len(inputs) != len(targets) or (rows is not None and len(rows) != len(orders)):
         raise InputError("curves(targets, rows)", "one target per example, rows for each order", "other numbers")
+    if rows:
+        used, places = torch.unique(torch.cat([own.to(inputs.device) for own in rows]), return_inverse=True)
+        inputs, targets, rows = inputs[used], targets[used.to(targets.device)], places.split([len(own) for own in rows])
     plan = _Plan.of(chain, orders, counts)
     sums = Tally.zeros((len(orders), len(plan.points)), judge.classes, plan.device)
     with torch.inference_mode():
@@ -128,43 +131,13 @@ def curves(
             for scene in scenes:
                 for points, outputs in _follow(plan.orders[number], levels, scene):
                     _note(sums, number, points, chain.stages[-1], outputs, scene, judge)
-    places = [plan.points.index(count) if count else -1 for count in counts]  # the intact network in the last place
+    columns = [plan.points.index(count) if count else -1 for count in counts]  # the last one: nothing changes
 
-    def asked(column: Tensor) -> Tensor:
-        return torch.cat([column, torch.zeros_like(column[:, :1])], 1)[:, places]
+    def asked(sum: Tensor) -> Tensor:
+        return torch.cat([sum, sum.new_zeros(len(sum), 1, *sum.shape[2:])], 1)[:, columns]
 
     by_class = None if sums.by_class is None else asked(sums.by_class)
     return Tally(asked(sums.total), asked(sums.rose), asked(sums.fell), asked(sums.squares), by_class)
-
-
-def planned_inputs(pilot: Tally, examples: int, share: float = 0.15) -> int:
-    """Examples per order with which a mean curve over orders is nearly as sharp as with all of them.
-
-    The variance of a mean over K orders is (v + w / n) / K, v the variance between orders, w that between examples of
-    one order (of the change against the intact network), n the examples per order, drawn afresh for each order. This
-    is the smallest n with sum w / n <= share * sum v, sums over the points of the curve: the standard error grows by
-    sqrt(1 + share), 7 % for 0.15.
-
-    Args:
-        pilot: Of some orders (8 are enough), [orders, points], each over the same number of examples.
-        examples: That number, at least 2; also the largest answer.
-        share: Variance that the choice of examples may add, in parts of that between orders.
-
-    Example:
-        >>> changes = torch.tensor([[0.0, -8.0], [0.0, -2.0]], dtype=torch.float64)
-        >>> fell = (-changes).long()
-        >>> planned_inputs(Tally(changes, fell * 0, fell, -changes), examples=1000)
-        1000
-
-    Not guaranteed: the same sharpness at each single point; where orders hardly differ yet, examples matter more.
-    """
-    if len(pilot.total) < 2 or examples < 2:
-        raise InputError("planned_inputs(pilot)", "at least 2 orders and 2 examples", [len(pilot.total), examples])
-    mean = pilot.total / examples
-    within = ((pilot.squares / examples - mean**2) * examples / (examples - 1)).clamp_min(0).mean(0).sum()
-    between = (mean.var(0) - within / examples).clamp_min(0).sum()
-    needed = float(within) / max(share * float(between), 1e-300)
-    return max(1, min(examples, math.ceil(needed)))
 
 
 # -------------------------------------------------------------------------------------------------------- plan
@@ -216,7 +189,8 @@ class _Plan:
             if rows is not None:
                 weight, shift = weight.index_select(0, rows), shift.index_select(0, rows)
             own = stage.silent if at in order.units else 0.0
-            levels.append(_Level(stage, weight.flatten(1), shift[:, None], weight.shape[2], own))
+            heaviest = _largest(weight.movedim(1, 0).flatten(1))
+            levels.append(_Level(stage, weight.flatten(1), shift[:, None], weight.shape[2], own, heaviest))
         return levels
 
 
@@ -258,6 +232,7 @@ class _Scene:
 
     read: Mapping[int, Tensor]  # stage that loses units first -> what it says, [units, *positions, examples]
     pre: Mapping[int, Tensor]  # and the product behind it, with its shift
+    loudest: Mapping[int, Tensor]  # largest size of anything each unit says
     intact: Tensor
     targets: Tensor
 
@@ -267,22 +242,15 @@ def _scenes(
 ) -> Iterator[tuple[int, Iterable[_Scene]]]:
     """Every order with what it is followed on; orders may come several times, with other examples."""
     chunk, block = _sizes(plan, inputs)
-    numbers = range(len(plan.orders))
-    if rows is not None and sum(map(len, rows)) <= len(inputs):  # sharing would see examples that nobody asks for
-        for number in numbers:
-            for part in rows[number].to(inputs.device).split(block):
-                whole = _see(plan, [number], inputs[part], targets[part], judge, chunk)
-                yield number, (_facing(whole, at, plan.orders[number].first) for at in _slices(len(part), chunk))
-        return
     for part in _slices(len(inputs), block):
-        whole = _see(plan, numbers, inputs[part], targets[part], judge, chunk)
-        if rows is None:
-            scenes = [_facing(whole, at) for at in _slices(len(whole.intact), chunk)]
-        for number in numbers:
+        whole = _see(plan, inputs[part], targets[part], judge, chunk)
+        shared = [_facing(whole, at, whole.read) for at in _slices(len(whole.intact), chunk)] if rows is None else []
+        for number, order in enumerate(plan.orders):
+            scenes = shared
             if rows is not None:
                 own = rows[number].to(plan.device) - part.start
                 own = own[(own >= 0) & (own < len(whole.intact))]
-                scenes = [_facing(whole, at, plan.orders[number].first) for at in own.split(chunk) if len(at)]
+                scenes = [_facing(whole, at, [order.first]) for at in own.split(chunk) if len(at)]
             yield number, scenes
 
 
@@ -306,20 +274,21 @@ def _sizes(plan: _Plan, inputs: Tensor) -> tuple[int, int]:
     return chunk, max(1, SHARED // kept // chunk) * chunk
 
 
-def _see(plan: _Plan, numbers: Iterable[int], inputs: Tensor, targets: Tensor, judge: Judge, chunk: int) -> _Scene:
-    """What the intact network says to some examples, as far as these orders need it; examples first as yet."""
+def _see(plan: _Plan, inputs: Tensor, targets: Tensor, judge: Judge, chunk: int) -> _Scene:
+    """What the intact network says to some examples, as far as the orders need it; examples first as yet."""
     chain, device = plan.chain, plan.device
-    firsts = {plan.orders[number].first for number in numbers}
-    reads: dict[int, list[Tensor]] = {at: [] for at in firsts}
-    pres: dict[int, list[Tensor]] = {at: [] for at in firsts}
+    reads: dict[int, list[Tensor]] = {order.first: [] for order in plan.orders}
+    pres: dict[int, list[Tensor]] = {at: [] for at in reads}
     values = []
     targets = targets.to(device)
     for at in range(0, len(inputs), chunk):
         x = chain.begin(inputs[at : at + chunk].to(device))
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)  # pooling is several times as quick
         for number, stage in enumerate(chain.stages):
             with fast_products(device):
                 pre = stage.pre(x)
-            if number - 1 in firsts:
+            if number - 1 in reads:
                 before = chain.stages[number - 1]
                 said = x - before.silent if before.silent else x
                 reads[number - 1].append(said.unflatten(1, (before.made, -1)) if said.ndim == 2 else said)
@@ -329,21 +298,23 @@ def _see(plan: _Plan, numbers: Iterable[int], inputs: Tensor, targets: Tensor, j
     return _Scene(
         {at: torch.cat(parts) for at, parts in reads.items()},
         {at: torch.cat(parts) for at, parts in pres.items()},
+        {},
         torch.cat(values),
         targets,
     )
 
 
-def _facing(whole: _Scene, part: slice | Tensor, first: int | None = None) -> _Scene:
-    """Some of the examples, units first."""
+def _facing(whole: _Scene, part: slice | Tensor, firsts: Iterable[int]) -> _Scene:
+    """Some of the examples, units first, for orders that begin at these stages."""
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor[part].movedim(0, -1).contiguous()
 
-    firsts = whole.read if first is None else [first]
+    read = {at: turned(whole.read[at]) for at in firsts}
     return _Scene(
-        {at: turned(whole.read[at]) for at in firsts},
-        {at: turned(whole.pre[at]) for at in firsts},
+        read,
+        {at: turned(whole.pre[at]) for at in read},
+        {at: _largest(said.flatten(1)) for at, said in read.items()},
         whole.intact[part],
         whole.targets[part],
     )
@@ -361,7 +332,9 @@ class _Level:
         weight: [units, units read * entries], both sorted by death.
         shift: [units, 1], sorted too.
         entries: Of the weight, per unit that makes and unit that is read.
+        heaviest: Largest weight to any unit, for each unit read.
         silent: What a silenced unit says here, which its readers' shift holds already.
+        units: Order in which it reads what is not sorted; None for what is.
         product: [units, *positions, examples]; the living are in front.
         holds: Units read that the product is made of; -1 before it is made.
     """
@@ -371,15 +344,22 @@ class _Level:
     shift: Tensor
     entries: int
     silent: float
+    heaviest: Tensor
+    units: Tensor | None = None
     product: Tensor | None = None
     holds: int = -1
     scale: list[float] | None = None
     base: int = 0
     said: Tensor | None = None
 
-    def start(self, product: Tensor | None = None, holds: int = -1) -> None:
+    def start(self) -> None:
         """Forget the examples before."""
-        self.product, self.holds, self.scale, self.base, self.said = product, holds, None, max(holds, 0), None
+        self.product, self.holds, self.scale, self.base, self.said = None, -1, None, 0, None
+
+    def begin(self, product: Tensor, units: Tensor, loudest: Tensor) -> None:
+        """Take a product that holds all units, of something read in another order, so loud at most."""
+        self.product, self.units, self.holds, self.base = product, units, len(units), len(units)
+        self.scale = self._scale(loudest[units])
 
     def advance(self, read: Tensor, moved: bool, reads: int, lives: int) -> bool:
         """Bring the product up to date; whether it has changed.
@@ -395,7 +375,7 @@ class _Level:
         elif reads == self.holds:
             return False
         elif self._may_subtract(read, reads):
-            columns, _ = self._columns(read[reads : self.holds])
+            columns, _ = self._columns(read, reads, self.holds)
             weight = self.weight[:lives, reads * self.entries : self.holds * self.entries]
             self.product[:lives].view(lives, -1).addmm_(weight, columns, alpha=-1)
         else:
@@ -421,15 +401,16 @@ class _Level:
         return x - self.silent if self.silent else x
 
     def _make(self, read: Tensor, reads: int, lives: int) -> None:
-        columns, positions = self._columns(read[:reads])
+        columns, positions = self._columns(read, 0, reads)
         if self.product is None:
             self.product = columns.new_empty(len(self.weight), *positions, read.shape[-1])
         weight, product = self.weight[:lives, : reads * self.entries], self.product[:lives].view(lives, -1)
         torch.addmm(self.shift[:lives], weight, columns, out=product)
         self.scale, self.base = None, reads
 
-    def _columns(self, read: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """What the product multiplies, [units * entries, positions * examples], and the positions it makes."""
+    def _columns(self, read: Tensor, start: int, stop: int) -> tuple[Tensor, tuple[int, ...]]:
+        """What some units add to the product, [units * entries, positions * examples], and the positions it makes."""
+        read = read[start:stop] if self.units is None else read.index_select(0, self.units[start:stop])
         if self.stage.geometry is None:
             return read.reshape(len(read) * self.entries, read.shape[-1]), ()
         stride, padding, dilation = self.stage.geometry
@@ -451,22 +432,28 @@ class _Level:
         if reads <= self.holds - reads:
             return False
         if self.scale is None:
-            loudest = torch.linalg.vector_norm(read[: self.holds].flatten(1), math.inf, 1)
-            heaviest = torch.linalg.vector_norm(self.weight.unflatten(1, (-1, self.entries)), math.inf, (0, 2))
-            self.scale = [0.0, *(loudest * heaviest[: self.holds]).cumsum(0).tolist()]
+            self.scale = self._scale(_largest(read[: self.holds].flatten(1)))
         left, were = self.scale[reads], self.scale[self.base]
-        return math.isfinite(were) and were <= LOSS * left
+        return math.isfinite(were) and were <= SHRINKING * left
+
+    def _scale(self, loudest: Tensor) -> list[float]:
+        """Largest size that the product of so many units in front can have."""
+        return [0.0, *(loudest * self.heaviest[: len(loudest)]).cumsum(0).tolist()]
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Largest size of any entry of each row; twice as quick as by way of the absolute values."""
+    return torch.maximum(rows.amax(1), -rows.amin(1))
 
 
 def _follow(order: _Order, levels: list[_Level], scene: _Scene) -> Iterator[tuple[slice, Tensor]]:
     """Go along one order with some examples: points, and their last products [points, outputs, ..., examples]."""
     read, pre = scene.read[order.first], scene.pre[order.first]
-    columns, rows = order.units.get(order.first), order.units.get(order.first + 1)
-    read = read if columns is None else read.index_select(0, columns)
+    units, rows = order.units[order.first], order.units.get(order.first + 1)
     pre = pre.clone() if rows is None else pre.index_select(0, rows)
     for level in levels:
         level.start()
-    levels[0].start(pre, len(read))
+    levels[0].begin(pre, units, scene.loudest[order.first])
     said: list[Tensor | None] = [read, *[None] * len(levels)]  # what each level reads
     outputs = pre
     for point, living in enumerate(order.living):

@@ -9,8 +9,7 @@ again, many units at a time. Inputs on which a unit is zero anyway are left out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ _EXAMPLES = 512
 _READ = 2**19  # activations that are read again for every unit
 _MADE = 2**19  # edited activations at a time
 _HELD = 2**22  # outputs at a time
+_LANES = 16
 _OUTWEIGHS = 64.0
 """A unit with so many times the contribution of all others together is cut out anew: the difference has no digits."""
 
@@ -35,7 +35,7 @@ class Silenced:
 
     Attributes:
         layer: Of the units.
-        units: Their numbers in the layer, [k].
+        units: Their numbers in the layer, [k], one after another.
         examples: Place of the n examples in the inputs.
         intact: Outputs without lesion, [n, ...].
         pairs: Places in the flattened [k, n] where outputs may differ from the intact ones, rising; None: all.
@@ -149,7 +149,7 @@ def silenced(chain: Chain, layers: Sequence[str], inputs: Tensor) -> Iterator[Si
         return
     inputs = inputs.detach()
     sizes = [pre[0].numel() for pre in _walk(chain, inputs[:1]).pres]
-    chunk = max(1, min(_EXAMPLES, _READ // max(1, *(sizes[at + 1] for at in places))))
+    chunk = max(1, min(_EXAMPLES, _READ // max(1, *(sizes[at + 1] for at in places)), _HELD // max(1, *sizes)))
     readers = [_Reader.of(chain, at) for at in places]
     for start in range(0, len(inputs), chunk):
         walk = _walk(chain, inputs[start : start + chunk])
@@ -159,9 +159,7 @@ def silenced(chain: Chain, layers: Sequence[str], inputs: Tensor) -> Iterator[Si
                 yield Silenced(reader.layer, units, examples, walk.outputs, pairs, changed)
 
 
-def delta_units(
-    chain: Chain, layers: Sequence[str], inputs: Tensor, targets: Tensor, judge: Judge
-) -> dict[str, Tally]:
+def delta_units(chain: Chain, layers: Sequence[str], inputs: Tensor, targets: Tensor, judge: Judge) -> dict[str, Tally]:
     """Change of any per-example score when each unit of some layers is silenced.
 
     Args:
@@ -194,24 +192,13 @@ def delta_units(
         labels = targets[block.examples].to(device)
         if block.examples != at:
             intact, at = _values(judge, block.intact, labels), block.examples
-        units, examples = len(block.units), len(block.intact)
-        # Scores that are not finite differ from themselves: the difference is then as undefined as by brute force.
-        change = (intact - intact).repeat(units)
-        pairs = torch.arange(len(change), device=device) if block.pairs is None else block.pairs
-        example = pairs % examples
-        change[pairs] = _values(judge, block.changed, labels[example]) - intact[example]
-        _note(tallies[block.layer], block.units, change.view(units, examples), labels)
+        values = intact.repeat(len(block.units))
+        if block.pairs is None:
+            values = _values(judge, block.changed, labels.repeat(len(block.units), *[1] * (labels.ndim - 1)))
+        else:
+            values[block.pairs] = _values(judge, block.changed, labels[block.pairs % len(intact)])
+        tallies[block.layer].note(int(block.units[0]), values.view(len(block.units), -1), intact, labels)
     return tallies
-
-
-def _note(tally: Tally, units: Tensor, change: Tensor, labels: Tensor) -> None:
-    """Add changes [k, n] to the tally of k units."""
-    tally.total[units] += change.sum(1)
-    tally.rose[units] += (change > 0).sum(1)
-    tally.fell[units] += (change < 0).sum(1)
-    tally.squares[units] += (change * change).sum(1)
-    if tally.by_class is not None:
-        tally.by_class[units] += change.new_zeros(len(units), tally.by_class.shape[-1]).index_add_(1, labels, change)
 
 
 def _values(judge: Judge, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -244,9 +231,11 @@ def _walk(chain: Chain, inputs: Tensor) -> _Walk:
 
 def _channels_last(x: Tensor) -> Tensor:
     """[examples, channels, height, width] with the channels of a place side by side, also if there is one channel."""
-    n, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     strides = (channels * height * width, 1, channels * width, channels)
-    return x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    return (
+        x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    )
 
 
 def _post(stage: Stage, own: Tensor) -> Tensor:
@@ -268,7 +257,8 @@ class _Reader:
     """The stage that reads a layer's units, with what each unit contributes to it.
 
     `slices` holds the unit's part of the weight: [units, places, made] of a linear layer, [units, made, ...] of a
-    convolution; `reach` the largest absolute number in it, [units].
+    convolution; `reach` the largest absolute number in it, [units]. `last` is the chain's last stage, its outputs
+    filled up with zeros to a multiple of 16: some libraries compute 10 outputs more slowly than 16.
     """
 
     chain: Chain
@@ -276,13 +266,19 @@ class _Reader:
     at: int
     slices: Tensor
     reach: Tensor
+    last: Stage
 
     @staticmethod
     def of(chain: Chain, place: int) -> _Reader:
         stage, read = chain.stages[place + 1], chain.stages[place].made
         slices = stage.weight.unflatten(1, (read, -1)).movedim(0, -1) if stage.linear else stage.weight.transpose(0, 1)
         reach = slices.flatten(1).abs().amax(1)
-        return _Reader(chain, chain.stages[place].layer, place + 1, slices.contiguous(), reach)
+        last = chain.stages[-1]
+        if last.linear:
+            more = -last.made % _LANES
+            shift = None if last.shift is None else functional.pad(last.shift, (0, more))
+            last = replace(last, weight=functional.pad(last.weight, (0, 0, 0, more)), shift=shift)
+        return _Reader(chain, chain.stages[place].layer, place + 1, slices.contiguous(), reach, last)
 
     @property
     def stage(self) -> Stage:
@@ -321,14 +317,16 @@ class _Reader:
     def _rank_one(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
         """Pairs of a linear layer that reads one number per unit: rows z - h w, fused with the choice of the rows."""
         table = torch.cat([z, self.slices[chosen, 0]])
-        index = torch.stack([example, unit + len(z)], 1)
+        index = torch.stack([example, unit + len(z)], 1).view(-1)
         h = maps[chosen, :, 0][unit, example]
-        factor = torch.stack([torch.ones_like(h), -h], 1)
+        factor = torch.stack([torch.ones_like(h), -h], 1).view(-1)
+        step = 2 * max(1, _MADE // z.shape[1])
+        starts = torch.arange(0, min(step, len(index)), 2, device=z.device)
         done = []
-        for some, by in zip(*(part.split(max(1, _MADE // z.shape[1])) for part in (index, factor)), strict=True):
-            rows = functional.embedding_bag(some, table, per_sample_weights=by, mode="sum")
-            done.append(self._rest(rows))
-        return torch.cat(done) if done else self._rest(z[:0])
+        for some, by in zip(index.split(step), factor.split(step), strict=True):
+            at = starts[: len(some) // 2]
+            done.append(self._rest(functional.embedding_bag(some, table, at, per_sample_weights=by, mode="sum")))
+        return torch.cat(done) if len(unit) else self._rest(z[:0])
 
     def _direct(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
         """All pairs of the layer before the outputs."""
@@ -367,6 +365,7 @@ class _Reader:
         return self._behind(_post(self.stage, own))
 
     def _behind(self, x: Tensor) -> Tensor:
-        for stage in self.chain.stages[self.at + 1 :]:
+        stages = self.chain.stages
+        for stage in stages[self.at + 1 : -1]:
             x = _post(stage, stage.pre(x))
-        return x
+        return x if self.at == len(stages) - 1 else _post(stages[-1], self.last.pre(x)[:, : stages[-1].made])

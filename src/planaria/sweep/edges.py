@@ -34,6 +34,8 @@ _CELLS = 65536
 """Changes compared at a time: with the flags they fit into a processor's second cache."""
 _FEW = 6
 """Changes of one example and unit that are rather computed than proven: a proof costs as much as so many of them."""
+_HEAP = 2048
+"""Changes of one unit that are computed at once rather than proven."""
 _PAIRWISE = 128
 """Classes up to which rises are bounded for each pair of them."""
 
@@ -473,6 +475,13 @@ def _winning(logits: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, T
     lo, hi = (logits.new_empty(len(logits), weight.shape[1]) for _ in range(2))
     for label, rows in _by_label(targets):
         slope = weight - weight[label]
+        level = slope == 0
+        slope = slope.masked_fill(level, 1.0)
+        # What is no upper end (or no lower one) is moved out of the way.
+        upper = torch.where((slope > 0) & ~level, -math.inf, math.inf).to(slope)
+        lower = torch.where((slope < 0) & ~level, math.inf, -math.inf).to(slope)
+        level[label] = False
+        tied = bool(level.any())
         lead = logits[rows, label : label + 1] - logits[rows]
         lead[:, label] = math.inf
         size = max(1, 4 * _CELLS // slope.numel())
@@ -480,10 +489,10 @@ def _winning(logits: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, T
             some = lead[start : start + size].unsqueeze(2)
             at = slice(rows.start + start, rows.start + start + len(some))
             ends = some / slope
-            hi[at] = ends.masked_fill(slope <= 0, math.inf).amin(1)
-            lo[at] = ends.masked_fill(slope >= 0, -math.inf).amax(1)
-            lost = ((some < 0) & (slope == 0)).any(1)
-            lo[at] = lo[at].masked_fill(lost, math.inf)
+            hi[at] = torch.maximum(ends, upper).amin(1)
+            lo[at] = torch.minimum(ends, lower).amax(1)
+            if tied:
+                lo[at] = lo[at].masked_fill(((some < 0) & level).any(1), math.inf)
     return lo, hi
 
 
@@ -554,6 +563,7 @@ class _Certified:
         was_right: Whether the predictions are right, or all wrong.
         rise: Of the chain.
         hidden: Activations of the first stage [examples, made].
+        columns: What each of them is multiplied by, [made, made by the next stage].
         lo: [examples, made], least harmless change of the pre-activation, at most 0.
         hi: Largest one.
     """
@@ -562,6 +572,7 @@ class _Certified:
     was_right: bool
     rise: _Rise
     hidden: Tensor
+    columns: Tensor
     lo: Tensor
     hi: Tensor
 
@@ -587,7 +598,7 @@ class _Certified:
             up, down = lead / sides[0], lead / sides[1]
         nought = torch.zeros_like(z)
         lo, hi = _reach(stage, z, hidden, nought, _least(down, rise.room), _least(up, rise.room))
-        return _Certified(intact, was_right, rise, hidden, lo, hi)
+        return _Certified(intact, was_right, rise, hidden, intact.chain.stages[1].weight.T.contiguous(), lo, hi)
 
     def open(self, delta: Tensor) -> Tensor:
         """[examples, made], whether the change by any weight of a unit may matter."""
@@ -613,8 +624,8 @@ class _Certified:
         chain = self.intact.chain
         made = self.intact.made[0][rows, units] + change
         moved = chain.stages[0].post(made.unsqueeze(1)).squeeze(1) - self.hidden[rows, units]
-        columns = chain.stages[1].weight[:, units].T
-        return moved, _finish(chain, 1, self.intact.made[1][rows] + moved.unsqueeze(1) * columns)
+        carried = moved.unsqueeze(1) * self.columns[units]
+        return moved, _finish(chain, 1, carried.add_(self.intact.made[1][rows]))
 
     def around(self, j: int, rows: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether a change of unit j's pre-activation turns each example, and the ends of where that is so too."""
@@ -661,10 +672,10 @@ class _Loose:
             if len(keep) < len(rows):
                 rows, change, open = rows[keep], change[keep], open[keep]
             total = int(left.sum())
-            if total <= _FEW * len(rows) or progress <= _FEW * len(rows):
+            if total <= max(_FEW * len(rows), _HEAP) or progress <= _FEW * len(rows):
                 row, i = open.nonzero(as_tuple=True)
                 self.waiting.append((rows[row], torch.full_like(i, j), i, change[row, i]))
-                if sum(len(part[0]) for part in self.waiting) > _CELLS // 4:
+                if sum(part[0].numel() for part in self.waiting) > _CELLS // 4 or len(self.waiting) > 256:
                     self.flush()
                 return
             # The largest change proves those next to it, and so on inwards.

@@ -15,6 +15,9 @@ from planaria.sweep.tally import Judge
 CERTIFY, DELTA, EDGES, NESTED = "certify", "delta", "edges", "nested"
 EDIT_NEXT, REPLAY, BRUTE = "edit next", "replay", "brute force"
 IN_CHAIN = frozenset([CERTIFY, DELTA, EDGES, NESTED])
+JUDGING = 4000
+"""Multiply-adds that take as long as scoring one example's outputs (measured: 0.1 microseconds)."""
+
 MEANINGS = {
     CERTIFY: "predictions proven unchanged are skipped, the others evaluated by an update of rank one",
     DELTA: "the unit's contribution is taken out of the next product of the chain",
@@ -102,14 +105,14 @@ def way_of_units(
     assert net.inputs is not None
     work = max(1, program.work)
     first = program.first([chosen.layer])
-    found = [Way(chosen.layer, count, REPLAY, count * program.remaining(first) / work)]
+    found = [Way(chosen.layer, count, REPLAY, count * (program.remaining(first) + JUDGING) / work)]
     reasons: list[str] = []
     if bitwise:
         return found[0]
     if chosen.layer in program.reads:
         outs = {program.ops[read.op].writes[0] for read in program.reads[chosen.layer]}
         rest = program.remaining(out for out in outs if out is not None)
-        found.append(Way(chosen.layer, count, EDIT_NEXT, count * rest / work))
+        found.append(Way(chosen.layer, count, EDIT_NEXT, count * (rest + JUDGING) / work))
     if isinstance(chain, str):
         reasons.append(f"not a chain of products: {chain}")
     else:
@@ -117,11 +120,12 @@ def way_of_units(
         if why:
             reasons.append(why)
         else:
-            found.append(Way(chosen.layer, count, DELTA, delta_cost(chain, chosen.layer, net.inputs) / work))
+            rest = delta_cost(chain, chosen.layer, net.inputs) + count * JUDGING // 4  # judged many at a time
+            found.append(Way(chosen.layer, count, DELTA, rest / work))
         why = certifiable(chain, chosen.layer, judge)
         if why:
             reasons.append(why)
         else:
-            found.append(Way(chosen.layer, count, CERTIFY, 0.1 + 20.0 * count / work))
+            found.append(Way(chosen.layer, count, CERTIFY, 100.0 * count / work))
     best = min(found, key=lambda way: way.forwards)
     return replace(best, because="; ".join(reasons) if best.way in {REPLAY, EDIT_NEXT} else "")

@@ -26,6 +26,7 @@ from planaria.sweep.plan import (
     EDGES,
     EDIT_NEXT,
     IN_CHAIN,
+    JUDGING,
     NESTED,
     REPLAY,
     Plan,
@@ -400,7 +401,7 @@ def _way(
         reason = ""
     tried = range(count) if job.new is None else range(min(1, count))
     work = [program.remaining(_touched(program, lesions[place])) for place in tried]
-    price = count * sum(work) / max(1, len(work)) / max(1, program.work)
+    price = count * (sum(work) / max(1, len(work)) + JUDGING) / max(1, program.work)
     return Way(key, count, REPLAY, price, reason)
 
 

@@ -1,0 +1,292 @@
+"""Screen: every unit's effect on the accuracy, estimated from the few pairs of unit and input that can matter.
+
+One backward pass of the margin between the prediction and its rival gives, for all units at once, to first order the
+change d = -<h, dm/dh> of the margin m when a unit's activation h is silenced. Where the sign of m + d is in doubt the
+pair is evaluated by replaying what depends on the unit, elsewhere a random part of the pairs is; see
+`planaria.sweep.strata` for the estimate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from planaria.core.anatomy import Anatomy
+from planaria.core.errors import InputError
+from planaria.core.network import Network
+from planaria.core.streams import stream
+from planaria.measure.data import Data
+from planaria.measure.scores import ACCURACY, Score
+from planaria.measure.task import Task
+from planaria.sweep.gemm import fast_products
+from planaria.sweep.precision import Intervals
+from planaria.sweep.program import Edit, Gate, Program
+from planaria.sweep.replay import chunk_size, chunks
+from planaria.sweep.strata import Design, Screened
+from planaria.sweep.tally import Judge
+from planaria.sweep.work import EachUnit
+
+MEMORY = 1 << 28
+"""Bytes of activations that a block may hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """Estimated score lost by every unit of some layers.
+
+    Attributes:
+        counts: The numbers from which all else follows, units of all layers one after another.
+        layers: Layer -> number of its units, in that order.
+        intact: Accuracy of the intact network.
+        seconds: CPU seconds.
+    """
+
+    counts: Screened
+    layers: Mapping[str, int]
+    intact: float
+    seconds: float
+
+    @cached_property
+    def lost(self) -> dict[str, Intervals]:
+        """Layer -> score lost by each unit, with 95 % intervals for these inputs."""
+        found = self.counts.intervals().reversed()
+        parts = zip(*(x.split(list(self.layers.values())) for x in (found.low, found.best, found.high)), strict=True)
+        return {layer: Intervals(*part) for layer, part in zip(self.layers, parts, strict=True)}
+
+    @cached_property
+    def unbiased(self) -> dict[str, Tensor]:
+        """Layer -> score lost by each unit without bias: noisier for a unit, right for sums and means over units."""
+        parts = (-self.counts.unbiased).split(list(self.layers.values()))
+        return dict(zip(self.layers, parts, strict=True))
+
+    @property
+    def share(self) -> float:
+        """Share of the pairs of unit and input that were evaluated."""
+        return int(self.counts.taken.sum()) / (self.counts.examples * sum(self.layers.values()))
+
+
+def screen(
+    net: Network,
+    what: EachUnit,
+    task: Task,
+    *,
+    data: Data | None = None,
+    score: Score | None = None,
+    budget: float = 0.05,
+    share: float = 0.02,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Screen:
+    """Score lost by each unit when it is silenced, estimated from a small part of all pairs of unit and input.
+
+    Args:
+        net: The network; neither it nor the model it came from is touched.
+        what: Which units.
+        task: What it is for; a classification.
+        data: Inputs and targets; by default the task's test split.
+        score: By default the task's; the accuracy.
+        budget: Share of the pairs that is evaluated on average.
+        share: Least chance of any pair, of which 200 inputs must be left.
+        seed: Of the random part.
+        progress: Told the number of inputs done so far.
+
+    Returns:
+        Estimates with intervals for these inputs, and what they cost.
+
+    Raises:
+        InputError: Too few inputs for the share, a score other than accuracy, a network whose pass cannot be recorded.
+        AnatomyError: An unknown layer.
+
+    Example:
+        >>> from planaria.measure.datasets import task
+        >>> from torch import nn
+        >>> digits = task("digits")
+        >>> net = Network.of(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), digits.test.inputs)
+        >>> found = screen(net, EachUnit(), digits, data=digits.train, budget=0.3, share=0.2)
+        >>> found.lost["0"].best.shape, found.share < 0.3
+        (torch.Size([16]), True)
+
+    Source: first-order (Taylor) effects of units: Molchanov et al. 2017, "Pruning convolutional neural networks for
+    resource efficient inference"; difference estimator: Cassel, Sarndal & Wretman 1976.
+
+    Not guaranteed: the intervals of single units, see `Screened.intervals`. An answer that changes away from the rival,
+    to a third class, is found by chance or by evaluation only.
+    """
+    started = time.process_time()
+    data = task.test if data is None else data
+    judge = Judge(task.scorer if score is None else score)
+    if judge.score is not ACCURACY or data.targets.ndim != 1 or data.targets.is_floating_point():
+        raise InputError(
+            "screen(score)", "accuracy on one label per input", judge.score.name, "Ask for a precision instead."
+        )
+    design = Design.of(len(data), budget, share)
+    net = net.with_inputs(task.train.inputs.to(net.device))
+    layers = {group.layer: group.count for group in Anatomy.of(net).select(what.kinds, what.layers)}
+    with fast_products(net.device):
+        evaluator = _Evaluator.of(net, layers)
+        found, intact, done = None, 0, 0
+        for number, rows in enumerate(torch.arange(len(data)).split(evaluator.block)):
+            x, t = (part[rows.to(part.device)].to(net.device) for part in (data.inputs, data.targets))
+            block, right = evaluator.screened(x, t, design, stream(seed, "screen", number))
+            found = block if found is None else found + block
+            intact, done = intact + right, done + len(rows)
+            if progress is not None:
+                progress(done)
+    assert found is not None
+    return Screen(found, layers, intact / len(data), time.process_time() - started)
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstOrder:
+    """What one pass forward and back says of some examples.
+
+    Attributes:
+        margin: Of the answer over its rival: the runner-up, or the truth where the answer is wrong. [examples]
+        slope: First-order change of it by each unit, [examples, units].
+        idle: Pairs in which the unit emits nothing.
+        right: Whether the answer is right, [examples].
+        base: Values that evaluating pairs reads.
+    """
+
+    margin: Tensor
+    slope: Tensor
+    idle: Tensor
+    right: Tensor
+    base: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluator:
+    """First-order effects of units, and true ones of pairs, by a recorded pass.
+
+    Attributes:
+        program: The pass.
+        layers: Layer -> number of units.
+        kept: Values of the intact pass that evaluating pairs reads.
+        chunk: Examples, and pairs, at a time.
+        block: Examples among which pairs are ranked.
+    """
+
+    program: Program
+    layers: Mapping[str, int]
+    kept: tuple[int, ...]
+    chunk: int
+    block: int
+
+    @staticmethod
+    def of(net: Network, layers: Mapping[str, int]) -> _Evaluator:
+        program = Program.of(net)
+        if isinstance(program, str):
+            raise InputError("screen(net)", "a network whose pass can be recorded", program, "Ask for a precision.")
+        for layer in layers:
+            if layer not in program.gates:
+                raise InputError(
+                    f"screen(layer {layer!r})",
+                    "activations whose units lie along one axis",
+                    "others",
+                    "Leave the layer out, or ask for a precision.",
+                )
+        kept: set[int] = set()
+        for layer in layers:
+            first = program.first([layer])
+            kept |= program.needs(first) | first | {gate.at for gate in program.gates[layer]}
+        size = sum(program.bytes.get(at, 0) for at in kept)
+        chunk = chunk_size(program, net.device)
+        block = max(1, min(4000, MEMORY // max(1, size)) // chunk) * chunk
+        return _Evaluator(program, layers, tuple(sorted(kept)), chunk, block)
+
+    def screened(self, inputs: Tensor, targets: Tensor, design: Design, rng: torch.Generator) -> tuple[Screened, int]:
+        """What a block tells, and how many of its inputs the intact network gets right."""
+        parts = [self._first_order(x, t) for x, t in chunks(inputs, targets, self.chunk)]
+        margin, slope = torch.cat([part.margin for part in parts]), torch.cat([part.slope for part in parts])
+        idle, right = torch.cat([part.idle for part in parts]), torch.cat([part.right for part in parts])
+        change = torch.where(right, -1, 1)
+        counts = torch.tensor(list(self.layers.values()))
+        groups = torch.arange(len(counts)).repeat_interleave(counts)
+        choice = design.choose(margin, slope, change, idle, groups, rng)
+        units, rows = choice.pairs
+        changes = torch.empty(len(units), dtype=torch.int8, device=units.device)
+        start = 0
+        for layer, count in self.layers.items():
+            own = (units >= start) & (units < start + count)
+            places = own.nonzero().flatten()
+            # By example, so that those of one chunk of the base are together.
+            places = places[rows[places].argsort(stable=True)]
+            of_chunk = torch.bincount(rows[places] // self.chunk, minlength=len(parts)).tolist()
+            for number, here in enumerate(places.split(of_chunk)):
+                for some in here.split(self.chunk):
+                    local = rows[some] - number * self.chunk
+                    outputs = self._silenced(parts[number].base, layer, units[some] - start, local)
+                    after = (outputs.argmax(1) == targets[rows[some]]) & outputs.isfinite().all(1)
+                    changes[some] = after.to(torch.int8) - right[rows[some]].to(torch.int8)
+            start += count
+        return choice.counted(changes), int(right.sum())
+
+    def _first_order(self, inputs: Tensor, targets: Tensor) -> _FirstOrder:
+        """One pass forward and back."""
+        right = torch.zeros(len(inputs), dtype=torch.bool)
+
+        def margin(outputs: Tensor) -> Tensor:
+            nonlocal right
+            given = outputs.detach()
+            answer = given.argmax(1)
+            right = (answer == targets) & given.isfinite().all(1)
+            second = given.scatter(1, answer[:, None], -torch.inf).argmax(1)
+            rival = torch.where(right, second, targets)
+            return (outputs.gather(1, answer[:, None]) - outputs.gather(1, rival[:, None]))[:, 0]
+
+        numbers, pairs = self.program.slopes(inputs, self.kept, margin)
+        values = {at: value for at, (value, _) in zip(self.kept, pairs, strict=True)}
+        slopes = {at: slope for at, (_, slope) in zip(self.kept, pairs, strict=True)}
+        change, idle = [], []
+        for layer, count in self.layers.items():
+            total = numbers.new_zeros(len(inputs), count)
+            busy = torch.zeros(len(inputs), count, dtype=torch.bool, device=numbers.device)
+            for gate in self.program.gates[layer]:
+                value = values[gate.at]
+                total -= _by_unit(value * slopes[gate.at], gate, count)
+                busy |= _by_unit((value != 0).to(value.dtype), gate, count) > 0
+            change.append(total)
+            idle.append(~busy)
+        return _FirstOrder(
+            numbers, torch.cat(change, 1), torch.cat(idle, 1), right, {**values, self.program.input: inputs}
+        )
+
+    def _silenced(self, base: Mapping[int, Tensor], layer: str, units: Tensor, rows: Tensor) -> Tensor:
+        """Outputs for some examples of a chunk, in each of which one unit of a layer is silent."""
+        program = self.program
+        gates = {gate.at: gate for gate in program.gates[layer]}
+        first = program.first([layer])
+        wanted = program.needs(first) | first
+        if wanted <= program.rows.keys():
+            picked = program.pick(base, wanted, rows)
+        else:
+            picked = program.run(base[program.input][rows], keep=wanted)
+        edits: dict[int, Edit] = {at: _closing(gate, units) for at, gate in gates.items()}
+        return program.resume(picked, {at: edits[at](picked[at]) for at in first}, edits)
+
+
+def _closing(gate: Gate, units: Tensor) -> Edit:
+    return lambda value: gate.closed(value, units)
+
+
+def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:
+    """Sums over what belongs to each unit, [examples, units]."""
+    owner, rows = gate.owner.to(value.device), gate.rows
+    if gate.axis == rows.axis:
+        line = value.movedim(rows.axis, 0)
+        line = line.flatten(1).sum(1) if line.ndim > 1 else line
+        places = line.reshape(-1, len(owner)) if rows.together else line.reshape(len(owner), -1).T
+    else:
+        table = value.movedim((rows.axis, gate.axis), (0, 1))
+        table = table.flatten(2).sum(2) if table.ndim > 2 else table
+        shape = (-1, rows.per) if rows.together else (rows.per, -1)
+        places = table.unflatten(0, shape).sum(1 if rows.together else 0)
+    if torch.equal(owner, torch.arange(count, device=owner.device)):
+        return places
+    return places.new_zeros(len(places), count + 1).index_add_(1, owner % (count + 1), places)[:, :count]
