@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from suite.harness import Row, machine
 
-SUITE = ("units", "edges", "curves", "screens", "training", "ensembles", "replay")
 RESULTS = Path(__file__).parent / "results"
 
 Benchmark = Callable[[bool], list[Row]]
@@ -72,9 +71,9 @@ def benchmarks() -> tuple[dict[str, Benchmark], list[str]]:
     """Id -> benchmark, of all modules of the suite, B1 before B10; and which modules could not be imported, and why."""
     found: dict[str, Benchmark] = {}
     failed = []
-    for name in SUITE:
+    for name in sorted(path.stem for path in (Path(__file__).parent / "suite").glob("*.py")):
         try:
-            found |= import_module(f"suite.{name}").BENCHMARKS
+            found |= getattr(import_module(f"suite.{name}"), "BENCHMARKS", {})
         except ImportError as problem:
             failed.append(f"suite.{name}: {problem}")
     return dict(sorted(found.items(), key=lambda item: (int("".join(filter(str.isdigit, item[0]))), item[0]))), failed

@@ -147,7 +147,7 @@ def convolutional(draw: st.DrawFn) -> Network:
     return made(nn.Sequential(*layers), [2, 8, 8], draw(st.integers(0, 99)), draw(st.booleans()))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(net=st.one_of(perceptrons(), convolutional()), draw=st.data())
 def test_any_order_in_any_chain_gives_what_brute_force_gives(
     net: Network, draw: st.DataObject, monkeypatch: pytest.MonkeyPatch
@@ -325,7 +325,7 @@ def test_tallies_of_parts_add_up_to_the_tally_of_all() -> None:
 def test_nothing_asked_is_nothing_counted() -> None:
     net = wide()
     x, y = data(net, 4)
-    assert curves(chained(net), [], [0, 3], x, y, Judge(ACCURACY)).total.shape == (0, 2)
+    assert curves(chained(net), [], [0, 0], x, y, Judge(ACCURACY)).total.shape == (0, 2)
     assert curves(chained(net), [[]], [0], x, y, Judge(ACCURACY)).total.tolist() == [[0.0]]
     assert curves(chained(net), orders_of(net, 0), [3], x[:0], y[:0], Judge(ACCURACY)).total.tolist() == [[0.0], [0.0]]
 

@@ -73,19 +73,18 @@ def certifiable(chain: Chain, layer: str, judge: Judge) -> str:
 class Certifier:
     """The certificates of a chain: products of its weights, made once and used for any number of inputs.
 
-    The prediction p of an example stands when unit i, of activation h > 0, is deleted, if for every other class c
+    Let the activations of a layer change by e. A logit c then rises over the predicted one, p, by at most
 
-        h * fall[p, c, i] < logit[p] - logit[c] - slack,
+        direct . e + rest |e|,
 
-    where fall[p, c, i] is the largest rise of logit c over logit p per unit by which activation i falls (for h < 0,
-    rises): through weights W and activations with slopes in [a, b], a <= 0 <= b, backwards from v = W[c] - W[p],
+    backwards through weights W and activations with slopes in [a, b], m = (a + b) / 2, r = (b - a) / 2, s = max(b, -a):
+    direct = W[c] - W[p] and rest = 0 for the last hidden layer; direct' = m direct W and
+    rest' = |W| (r |direct| + s rest) for the one before, |W| the spectral norm. Where e is a single unit, of weights
+    w = W[:, i], rest' |e| is r sum_j |direct_j w_j| + s rest |w|. The prediction stands if for no c the rise reaches
+    the margin, less a slack that covers the rounding of both networks.
 
-        rise = max(v, 0), fall = max(-v, 0);
-        rise' = b (rise W+ + fall W-) + |a| (rise W- + fall W+),  fall' = b (rise W- + fall W+) + |a| (rise W+ + fall W-).
-
-    It is exact for the last hidden layer. The slack covers the rounding of both networks. Pairs that are not certified
-    are evaluated: the next product changes by rank one; what then follows is bounded again from the true change, layer
-    by layer, before it is computed.
+    Pairs that are not certified are evaluated: the next product changes by rank one, and in deep networks the bound
+    is tried again with the true change behind it before the products that follow are computed.
 
     Attributes:
         chain: The network.
@@ -142,7 +141,8 @@ class Certifier:
                 stage.weight.T.contiguous() if at - 1 in found.values() else None
                 for at, stage in enumerate(chain.stages)
             ]
-            return Certifier(chain, found, _bounds(chain, first), tuple(columns), _Rounding.of(chain))
+            rounding = _Rounding.of(chain)
+            return Certifier(chain, found, _bounds(chain, first, rounding), tuple(columns), rounding)
 
     def __call__(self, inputs: Tensor, targets: Tensor, judge: Judge) -> dict[str, Tally]:
         """Change of the number of right predictions when each unit is silenced.
@@ -205,46 +205,56 @@ def _at(chain: Chain, layer: str) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Bounds:
-    """Largest rise of a rival over the predicted class, per unit by which an activation of one stage moves.
+    """Largest rise of a rival's logit over the predicted class's, when activations of one stage change.
 
     Attributes:
-        rise: When it rises, [classes, units, rivals]; rivals are all classes, or one that stands for all.
-        fall: When it falls.
+        direct: Share that is linear in the change, [classes, rivals, units]; rivals are all classes, or one that
+            stands for all.
+        rest: The others, per norm of the change, [classes, rivals].
+        rise: Both per unit by which a single activation rises, [classes, units, rivals].
+        fall: Per unit by which it falls.
+        most: Of `fall` over all rivals, [classes, units].
+        most_signed: Of both.
     """
 
+    direct: Tensor
+    rest: Tensor
     rise: Tensor
     fall: Tensor
-
-    def peak(self, signed: bool) -> Tensor:
-        """Over all rivals, [classes, units]; for both directions where activations may be negative."""
-        fall = self.fall.amax(2)
-        return torch.maximum(fall, self.rise.amax(2)) if signed else fall
+    most: Tensor
+    most_signed: Tensor
 
 
-def _bounds(chain: Chain, first: int) -> tuple[_Bounds | None, ...]:
+def _bounds(chain: Chain, first: int, rounding: _Rounding) -> tuple[_Bounds | None, ...]:
     """Bounds of the stages from `first` on; none for the last, which makes the outputs."""
     stages = chain.stages
-    weight = stages[-1].weight
-    tiny, eps = torch.finfo(weight.dtype).tiny, torch.finfo(weight.dtype).eps
-    if len(weight) <= RIVALS:
-        v = weight[None] - weight[:, None]  # [classes, rivals, units]
-        rise, fall = v.clamp(min=0), (-v).clamp(min=0)
-    else:
-        rise = (weight.amax(0) - weight).clamp(min=0)[:, None]
-        fall = (weight - weight.amin(0)).clamp(min=0)[:, None]
+    dtype = stages[-1].weight.dtype
+    eps = torch.finfo(dtype).eps
+    w = stages[-1].weight.double()
+    if len(w) <= RIVALS:
+        v, own, wide = w[None] - w[:, None], torch.zeros_like(w[0]), torch.zeros_like(w[0, 0])
+    else:  # any rival is the middle of all classes and a difference that is bounded
+        middle = (w.amax(0) + w.amin(0)) / 2
+        v, own, wide = (middle - w)[:, None], (w.amax(0) - w.amin(0)) / 2, (w - middle).norm(dim=1).max()
+    own, rest = own.expand_as(v), wide.expand(v.shape[:2])
     result: list[_Bounds | None] = [None] * len(stages)
     for at in range(len(stages) - 2, first - 1, -1):
-        # Sums of terms that are not negative: rounding is relative, but for underflow.
-        swell, least = 1 + 4 * eps * (stages[at + 1].made + 8), 4 * tiny * stages[at + 1].made
-        rise, fall = (x.mul(swell).add(least).nan_to_num(float("inf"), float("inf")) for x in (rise, fall))
-        by_unit = [x.transpose(1, 2).contiguous() for x in (rise, fall)]
-        result[at] = _Bounds(*by_unit)
+        # The table's rounding is relative to its parts, that of products with `direct` to norms.
+        own = own * (1 + 8 * eps) + 8 * eps * v.abs() + torch.finfo(dtype).tiny
+        rest = rest + 4 * rounding.terms[at + 1] * v.norm(dim=2)
+        tables = [x.to(dtype).nan_to_num(float("inf"), float("inf")) for x in (v + own, own - v)]
+        rise, fall = (x.transpose(1, 2).contiguous() for x in tables)
+        risen, fallen = (x.amax(1) for x in tables)
+        result[at] = _Bounds(v.to(dtype), rest.to(dtype), rise, fall, fallen, torch.maximum(risen, fallen))
         if at > first:
+            # The change behind activations is their mean slope times the change before, and up to half the range more.
             low, high = _slopes(stages[at])
-            w = stages[at].weight
-            up, down = w.clamp(min=0), (-w).clamp(min=0)
-            along, against = rise @ up + fall @ down, rise @ down + fall @ up
-            rise, fall = high * along - low * against, high * against - low * along
+            bent, steep = (high - low) / 2, max(high, -low)
+            w, size = stages[at].weight.double(), v.norm(dim=2)
+            lost = 4 * rounding.terms[at] * size
+            own = bent * v.abs() @ w.abs() + (steep * rest + lost)[:, :, None] * w.norm(dim=0)
+            rest = rounding.norms[at] * (bent * size + steep * rest) + lost * w.norm()
+            v = (high + low) / 2 * v @ w
     return tuple(result)
 
 
@@ -274,6 +284,7 @@ class _Rounding:
 
     Attributes:
         terms: k u of each product.
+        norms: Bound of the spectral norm of each product but the first.
         reach: (|W|, |shift|) of each product.
         gain: Bound of the gain of each product with its steps.
         tail: Gain from each product, before its steps, to a difference of logits.
@@ -284,6 +295,7 @@ class _Rounding:
     """
 
     terms: tuple[float, ...]
+    norms: tuple[float, ...]
     reach: tuple[tuple[float, float], ...]
     gain: tuple[float, ...]
     tail: tuple[float, ...]
@@ -296,7 +308,7 @@ class _Rounding:
     def of(chain: Chain) -> _Rounding:
         """From the weights."""
         info = torch.finfo(chain.stages[-1].weight.dtype)
-        terms, reach, gain, tail = [], [], [], [1.0]
+        terms, norms, reach, gain, tail = [], [], [], [], [1.0]
         for stage in chain.stages:
             w = stage.weight.flatten(1).double()
             n = w.shape[1] + 8
@@ -305,7 +317,8 @@ class _Rounding:
             # In a convolution each number is read at up to so many places.
             places = stage.weight[0, 0].numel() ** 0.5
             reach.append((float(w.norm()) * places, 0.0 if stage.shift is None else float(stage.shift.double().norm())))
-            gain.append(_spectral(w) * places * _lipschitz(stage))
+            norms.append(_spectral(w) * places if terms[1:] else 0.0)
+            gain.append(norms[-1] * _lipschitz(stage))
         last = chain.stages[-1].weight.double()
         row = 2 * float(last.norm(dim=1).max())
         reach[-1] = (row, 2 * reach[-1][1])
@@ -317,7 +330,9 @@ class _Rounding:
         silent = [abs(stage.silent) if stage.silent == stage.silent else 0.0 for stage in chain.stages]
         extra = 16 * info.eps * len(last) ** 0.5 if chain.stages[-1].steps else 0.0
         sizes = (extra, info.max**0.5, info.tiny**0.5)
-        return _Rounding(tuple(terms), tuple(reach), tuple(gain), tuple(tail[::-1]), tuple(silent), *sizes)
+        return _Rounding(
+            tuple(terms), tuple(norms), tuple(reach), tuple(gain), tuple(tail[::-1]), tuple(silent), *sizes
+        )
 
     def slack(self, norms: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         """Margins must be larger than this, [examples]; infinite where nothing can be trusted.
@@ -453,13 +468,13 @@ class _Block:
         kept &= self.room[:, 0].index_select(0, pairs.example) > -float("inf")
         few = (~kept).nonzero()[:, 0]
         if len(few):
-            for some in pairs.at(few).split(max(1, ENTRIES // self.held[at + 1].shape[1])):
-                self._note(tally, some, self._anew(at, some))
+            some = pairs.at(few)
+            self._note(tally, some, [self._anew(at, part) for part in self._blocks(at, some)])
             pairs = pairs.at(kept.nonzero()[:, 0])
         for deeper in range(at + 1, len(self.stages) - 2):
             pairs = self._narrowed(at, deeper, pairs)
-        for some in self._blocks(at, pairs):
-            self._note(tally, some, self._path(at, len(self.stages) - 1, some))
+        last = len(self.stages) - 1
+        self._note(tally, pairs, [self._path(at, last, part) for part in self._blocks(at, pairs)])
 
     def _survivors(self, at: int) -> _Pairs:
         """Pairs that the bounds do not certify."""
@@ -468,11 +483,12 @@ class _Block:
         size = held - silent if silent else held
         signed = not bool(size.amin() >= 0)
         # One comparison with the largest bound leaves few pairs; of these, each rival is looked at.
-        reach = bounds.peak(signed).index_select(0, self.predicted)
+        reach = (bounds.most_signed if signed else bounds.most).index_select(0, self.predicted)
         reach.mul_(size.abs() if signed else size)
-        flags = reach >= self.room.amin(1, keepdim=True)
-        unsafe = self.room[:, 0] == -float("inf")
-        flags[unsafe] = True
+        room = self.room.amin(1, keepdim=True)
+        flags = reach >= room
+        unsafe = (room[:, 0] == -float("inf")).nonzero()[:, 0]
+        flags.index_fill_(0, unsafe, True)
         places = _places(flags)
         fall = size.reshape(-1).index_select(0, places)
         moving = (fall != 0).nonzero()[:, 0]
@@ -494,11 +510,10 @@ class _Block:
         classes = self.predicted.index_select(0, pairs.example)
         kept = []
         for c in classes.unique().tolist():
-            rise, fall = bounds.rise[c], bounds.fall[c]
+            direct, rest = bounds.direct[c], bounds.rest[c]
             for some in self._blocks(at, pairs.at((classes == c).nonzero()[:, 0])):
                 change = self._path(at, deeper, some) - self.held[deeper + 1].index_select(0, some.example)
-                up = change.clamp(min=0)
-                reach = _narrow(up, rise.T) + _narrow(up.sub_(change), fall.T)
+                reach = _narrow(change, direct).addcmul_(_norm(change)[:, None], rest)
                 left = ~(reach < self.room.index_select(0, some.example)).all(1)
                 kept.append(some.at(left.nonzero()[:, 0]))
         if not kept:
@@ -506,7 +521,7 @@ class _Block:
         return _Pairs(*(torch.cat([getattr(k, name) for k in kept]) for name in ("example", "unit", "fall")))
 
     def _blocks(self, at: int, pairs: _Pairs) -> Iterator[_Pairs]:
-        widest = max(stage.made for stage in self.stages[at + 1 :])
+        widest = max(stage.made for stage in self.stages[at:])
         return pairs.split(max(1, ENTRIES // widest)) if len(pairs) else iter(())
 
     def _path(self, at: int, to: int, pairs: _Pairs) -> Tensor:
@@ -532,9 +547,11 @@ class _Block:
         """Share of the activations' norm that the pair's unit holds."""
         return (pairs.fall / self.norms[at + 1].index_select(0, pairs.example)).abs()
 
-    def _note(self, tally: Tally, pairs: _Pairs, outputs: Tensor) -> None:
+    def _note(self, tally: Tally, pairs: _Pairs, outputs: list[Tensor]) -> None:
+        if not outputs:
+            return
         targets = self.targets.index_select(0, pairs.example)
-        change = self.judge.values(outputs, targets) - self.intact.index_select(0, pairs.example)
+        change = self.judge.values(torch.cat(outputs), targets) - self.intact.index_select(0, pairs.example)
         changed = change.nonzero()[:, 0]
         tally.note_pairs(*(x.index_select(0, changed) for x in (pairs.unit, change, targets)))
 

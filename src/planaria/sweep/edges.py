@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -355,9 +356,8 @@ def _spread(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(up * low, down * high), torch.maximum(up * high, down * low)
 
 
-def _bands(x: Tensor, open: Tensor) -> Iterator[tuple[int, Tensor | slice, Tensor]]:
+def _bands(x: Tensor, open: Tensor, size: int) -> Iterator[tuple[int, Tensor | slice, Tensor]]:
     """Unit, examples that are open there, and what they read, so many examples at a time as stay in the cache."""
-    size = max(1, _CELLS // x.shape[1])
     counts = open.sum(0).tolist()
     rows = open.T.nonzero()[:, 1].split(counts)
     for j, count in enumerate(counts):
@@ -378,8 +378,8 @@ class _Compare:
     inside: Tensor
 
     @staticmethod
-    def of(x: Tensor) -> _Compare:
-        size = max(1, min(len(x), _CELLS // x.shape[1]))
+    def of(x: Tensor, cells: int) -> _Compare:
+        size = max(1, min(len(x), cells // x.shape[1]))
         return _Compare(x.new_empty(size, x.shape[1]), x.new_empty(size, x.shape[1]))
 
     def changes(self, x: Tensor, delta: Tensor) -> Tensor:
@@ -452,10 +452,10 @@ class _Exact:
     def count(self, delta: Tensor, counts: Tensor) -> None:
         """Add, for every weight, the examples that are no longer right or no longer wrong."""
         x, z, stage = self.intact.read[0], self.intact.made[0], self.intact.chain.stages[0]
-        room = _Compare.of(x)
+        room = _Compare.of(x, _CELLS)
         ones = x.new_ones(1, len(room.change))
         lo, hi = self.lo.T.contiguous(), self.hi.T.contiguous()
-        for j, rows, some in _bands(x, self.open(delta)):
+        for j, rows, some in _bands(x, self.open(delta), len(room.change)):
             change = room.changes(some, delta[j])
             if not self.direct:
                 before = z[rows, j].unsqueeze(1)
@@ -581,7 +581,8 @@ class _Certified:
         stage, z = intact.chain.stages[0], intact.made[0]
         hidden = stage.post(z)
         up, down = (torch.empty_like(hidden) for _ in range(2))
-        lead, first = _lead(intact.logits, _slack(intact.chain, intact.logits))
+        slack = _rounding(intact.chain, intact.logits) * intact.logits.abs().amax(1)
+        lead, first = _lead(intact.logits, slack)
         units = torch.arange(stage.made, device=z.device)
         if was_right:
             classes = torch.arange(lead.shape[1], device=z.device).unsqueeze(1)
@@ -608,39 +609,59 @@ class _Certified:
     def count(self, delta: Tensor, counts: Tensor) -> None:
         """Add, for every weight, the examples that are no longer right or no longer wrong."""
         x = self.intact.read[0]
-        room = _Compare.of(x)
+        room = _Compare.of(x, 8 * _CELLS)
         lo, hi = self.lo.T.contiguous(), self.hi.T.contiguous()
         numbers = torch.arange(len(x), device=x.device)
         loose = _Loose(self, counts, [])
-        for j, rows, some in _bands(x, self.open(delta)):
+        for j, rows, some in _bands(x, self.open(delta), len(room.change)):
             inside = room.within(room.changes(some, delta[j]), lo[j, rows], hi[j, rows])
             hot = (inside.amin(1) == 0).nonzero().flatten()
             if len(hot):
-                loose.settle(j, numbers[rows][hot], some[hot] * delta[j], inside[hot] == 0)
+                loose.settle(j, numbers[rows][hot], some[hot] * delta[j], 1.0 - inside[hot])
         loose.flush()
 
-    def after(self, rows: Tensor, units: Tensor | int, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes of activations and logits, [changes] and [changes, classes], after changes of pre-activations."""
+    def after(self, rows: Tensor, units: Tensor, change: Tensor) -> Tensor:
+        """Logits [changes, classes] after changes of pre-activations of examples."""
         chain = self.intact.chain
         made = self.intact.made[0][rows, units] + change
-        moved = chain.stages[0].post(made.unsqueeze(1)).squeeze(1) - self.hidden[rows, units]
-        carried = moved.unsqueeze(1) * self.columns[units]
-        return moved, _finish(chain, 1, carried.add_(self.intact.made[1][rows]))
+        moved = chain.stages[0].post(made.unsqueeze(1)) - self.hidden[rows, units].unsqueeze(1)
+        return _finish(chain, 1, torch.addcmul(self.intact.made[1][rows], moved, self.columns[units]))
 
     def around(self, j: int, rows: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether a change of unit j's pre-activation turns each example, and the ends of where that is so too."""
-        intact, stage = self.intact, self.intact.chain.stages[0]
-        moved, logits = self.after(rows, j, change)
-        right = _right(logits, intact.targets[rows])
-        lead, first = _lead(logits, _slack(intact.chain, logits))
-        sides = self.rise.over(first.unsqueeze(1), torch.arange(lead.shape[1], device=lead.device), j)
+        intact, stage, later = self.intact, self.intact.chain.stages[0], self.intact.chain.stages[1:]
+        z, hidden = intact.made[0][rows, j], self.hidden[rows, j]
+        moved = stage.post((z + change).unsqueeze(1)).squeeze(1) - hidden
+        speed = self.columns[j].expand(len(rows), -1)
+        made = torch.addcmul(intact.made[1][rows], moved.unsqueeze(1), speed)
+        down, up = (torch.full_like(change, math.inf) for _ in range(2))
+        straight = all(between.rectifies for between in later[:-1])
+        for before, after in pairwise(later):
+            if straight:  # as far as no ReLU switches, all is linear
+                active = torch.gt(made, 0, out=torch.empty_like(made))
+                away = made.abs().clamp_(min=torch.finfo(made.dtype).tiny)
+                towards = (speed / away).mul_(1.0 - 2.0 * active)
+                up = torch.minimum(up, 1.0 / towards.amax(1).clamp(min=0))
+                down = torch.minimum(down, -1.0 / towards.amin(1).clamp(max=-0.0))
+                speed = after.product(speed * active)
+            made = after.pre(before.post(made))
+        right = _right(made, intact.targets[rows])
+        rounding = _rounding(intact.chain, made)
+        lead, first = _lead(made, rounding * made.abs().amax(1))
+        classes = torch.arange(made.shape[1], device=made.device)
         # A prediction that is wrong may become another wrong one.
-        rivals = right.unsqueeze(1) | (torch.arange(lead.shape[1], device=lead.device) == intact.targets[rows, None])
-        up, down = (torch.where(rivals, lead / side, math.inf).amin(1) for side in sides)
+        lead = lead.masked_fill(~(right.unsqueeze(1) | (classes == intact.targets[rows, None])), math.inf)
+        rise, fall = self.rise.over(first.unsqueeze(1), classes, j)
+        further = [(lead / rise).amin(1), (lead / fall).amin(1)]
+        if straight:
+            gains = speed - speed.gather(1, first.unsqueeze(1))
+            blur = rounding * speed.abs().amax(1, keepdim=True)
+            further[0] = torch.maximum(further[0], torch.minimum(up, (lead / (blur + gains).clamp(min=0)).amin(1)))
+            further[1] = torch.maximum(further[1], torch.minimum(down, (lead / (blur - gains).clamp(min=0)).amin(1)))
         room = self.rise.room[j]
-        up, down = _least(up, room - moved), _least(down, room + moved)
-        lo, hi = _reach(stage, intact.made[0][rows, j], self.hidden[rows, j] + moved, change, down, up)
-        return right != self.was_right, lo, hi
+        up, down = _least(further[0], room - moved), _least(further[1], room + moved)
+        lo, hi = _reach(stage, z, hidden + moved, change, down, up)
+        return right != self.was_right, torch.minimum(lo, change), torch.maximum(hi, change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -658,35 +679,55 @@ class _Loose:
     waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]]
 
     def settle(self, j: int, rows: Tensor, change: Tensor, open: Tensor) -> None:
-        """Count what open changes [rows, read] of unit j turn."""
-        lost = open & change.isnan()
-        if bool(lost.any()):  # NaN is wrong
-            self.counts[j] += lost.sum(0) if self.of.was_right else 0
-            open = open & ~lost
+        """Count what changes of unit j turn.
+
+        Args:
+            j: The unit.
+            rows: Examples.
+            change: [examples, read].
+            open: 1 where a change may matter, else 0; of the changes' type.
+        """
+        if not bool((change.amax() - change.amin()).isfinite()):
+            change, open = self._endless(j, rows, change, open)
+        change = change * open  # so that what is closed is 0, which is never open
+        inside, other = torch.empty_like(change), torch.empty_like(change)
         progress = math.inf
         while True:
-            left = open.sum(1)
-            keep = left.nonzero().flatten()
+            most, least = change.amax(1), change.amin(1)
+            at = torch.where(most > -least, most, least)
+            keep = at.nonzero().flatten()
             if not len(keep):
                 return
-            if len(keep) < len(rows):
-                rows, change, open = rows[keep], change[keep], open[keep]
-            total = int(left.sum())
-            if total <= max(_FEW * len(rows), _HEAP) or progress <= _FEW * len(rows):
-                row, i = open.nonzero(as_tuple=True)
+            if len(keep) < 0.8 * len(rows):
+                rows, change, at = rows[keep], change[keep], at[keep]
+            inside, other = inside[: len(rows)], other[: len(rows)]
+            torch.ne(change, 0, out=other)
+            total = float(other.sum())
+            if total <= max(_FEW * len(keep), _HEAP) or progress <= _FEW * len(keep):
+                row, i = change.nonzero(as_tuple=True)
                 self.waiting.append((rows[row], torch.full_like(i, j), i, change[row, i]))
                 if sum(part[0].numel() for part in self.waiting) > _CELLS // 4 or len(self.waiting) > 256:
                     self.flush()
                 return
             # The largest change proves those next to it, and so on inwards.
-            at = change.gather(1, torch.where(open, change.abs(), -1.0).argmax(1, keepdim=True))
-            turned, lo, hi = self.of.around(j, rows, at.squeeze(1))
-            proven = (
-                open & (change >= torch.minimum(lo.unsqueeze(1), at)) & (change <= torch.maximum(hi.unsqueeze(1), at))
-            )
-            self.counts[j] += (proven & turned.unsqueeze(1)).sum(0)
-            open = open & ~proven
-            progress = int(proven.sum())
+            turned, lo, hi = self.of.around(j, rows, at)
+            torch.le(change, hi.unsqueeze(1), out=inside).mul_(other)
+            inside.mul_(torch.ge(change, lo.unsqueeze(1), out=other))
+            self.counts[j] += (turned.to(inside).unsqueeze(0) @ inside)[0].long()
+            progress = float(inside.sum())
+            change.mul_(inside.neg_().add_(1.0))
+
+    def _endless(self, j: int, rows: Tensor, change: Tensor, open: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without changes that are NaN, which are wrong, or infinite, one of which stands for all."""
+        wild = ~change.isfinite() & (open != 0)
+        for value in (math.nan, math.inf, -math.inf):
+            hit = wild & (change.isnan() if math.isnan(value) else change == value)
+            some = hit.any(1).nonzero().flatten()
+            if len(some):
+                logits = self.of.after(rows[some], torch.full_like(some, j), change.new_full((len(some),), value))
+                turned = _right(logits, self.of.intact.targets[rows[some]]) != self.of.was_right
+                self.counts[j] += (hit[some] & turned.unsqueeze(1)).sum(0)
+        return change.nan_to_num(0.0, 0.0, 0.0), open.masked_fill(wild, 0.0)
 
     def flush(self) -> None:
         """Compute what waits."""
@@ -695,7 +736,7 @@ class _Loose:
         rows, units, weights, changes = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
         self.waiting.clear()
         for part in torch.arange(len(rows), device=rows.device).split(_CELLS // 16):
-            _, logits = self.of.after(rows[part], units[part], changes[part])
+            logits = self.of.after(rows[part], units[part], changes[part])
             turned = _right(logits, self.of.intact.targets[rows[part]]) != self.of.was_right
             place = units[part][turned] * self.counts.shape[1] + weights[part][turned]
             self.counts.view(-1).index_add_(0, place, torch.ones_like(place))
@@ -711,10 +752,10 @@ def _lead(logits: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
     return lead.scatter(1, first, math.inf).masked_fill(~logits.isfinite().all(1, keepdim=True), 0.0), first.squeeze(1)
 
 
-def _slack(chain: Chain, logits: Tensor) -> Tensor:
-    """What rounding may do to a margin [examples]."""
+def _rounding(chain: Chain, logits: Tensor) -> float:
+    """What rounding may do to a margin, relative to the largest logit."""
     terms = len(chain.stages) * max(stage.weight.shape[1] for stage in chain.stages)
-    return 32 * torch.finfo(logits.dtype).eps * math.sqrt(terms) * logits.abs().amax(1)
+    return 32 * torch.finfo(logits.dtype).eps * math.sqrt(terms)
 
 
 def _least(side: Tensor, room: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
     """A value of the program, by number."""
 
     at: int
@@ -64,6 +64,7 @@ class Op:
 
     Attributes:
         tag: Name among the operations of the pass, as in the anatomy's gates.
+        name: Of the operation, for example "convolution".
         live: Whether it must be run for every input; else its results are known.
         reads: Values it reads.
         writes: Values it makes; None for results that are no tensors or that nothing reads.
@@ -71,6 +72,7 @@ class Op:
     """
 
     tag: str
+    name: str
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -86,15 +88,30 @@ class Op:
         """Run it on the given values."""
         args: Any = self.args
         if self.flat and not self.sized:
-            args = [values[a.at] if type(a) is _Slot else a for a in args]
+            args = [values[a.at] if type(a) is Slot else a for a in args]
             return self.function(*args, **self.kwargs) if self.kwargs else self.function(*args)
 
         def fill(leaf: Any) -> Any:
-            if type(leaf) is _Slot:
+            if type(leaf) is Slot:
                 return values[leaf.at]
             return leaf.per * examples if type(leaf) is _Sized else leaf
 
         return self.function(*walk(args, fill), **walk(self.kwargs, fill))
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """Some operations as one.
+
+    Attributes:
+        op: What is run instead of them, where the last of them would be.
+        members: Their numbers, ascending.
+        inner: Values that are then never made.
+    """
+
+    op: Op
+    members: tuple[int, ...]
+    inner: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +183,7 @@ class Program:
         gates: Layer -> its gates; empty where the units cannot be gated here.
         reads: Layer -> the products through which alone its units act, if that is so.
         bytes: Value -> bytes per example.
+        fused: Groups of operations that may run as one.
         exact: Whether resuming it is bit-identical to the network itself (else equal up to rounding).
 
     Example:
@@ -191,7 +209,8 @@ class Program:
     reads: Mapping[str, tuple[Read, ...]]
     bytes: Mapping[int, int]
     exact: bool = True
-    _suffixes: dict[frozenset[int], tuple[tuple[int, tuple[int, ...]], ...]] = field(default_factory=dict, repr=False)
+    fused: tuple[Fused, ...] = ()
+    _suffixes: dict[frozenset[int], tuple[tuple[Op, tuple[int, ...]], ...]] = field(default_factory=dict, repr=False)
     _firsts: dict[frozenset[int], frozenset[int]] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -233,8 +252,8 @@ class Program:
         kept = {self.output, self.input, *keep}
         values = {**self.held, self.input: inputs}
         with torch.no_grad():
-            for at, last in self._suffix(frozenset([self.input]), kept):
-                self._step(self.ops[at], values, len(inputs))
+            for op, last in self._suffix(frozenset([self.input]), kept):
+                self._step(op, values, len(inputs))
                 for dead in last:
                     del values[dead]
         return values
@@ -256,9 +275,9 @@ class Program:
         values = {**base, **changed}
         examples = len(base[self.input])
         with torch.no_grad():
-            for at, last in self._suffix(frozenset(changed), {self.output}):
-                self._step(self.ops[at], values, examples)
-                for write in self.ops[at].writes if edits else ():
+            for op, last in self._suffix(frozenset(changed), {self.output, *(edits or ())}):
+                self._step(op, values, examples)
+                for write in op.writes if edits else ():
                     if write in edits and write is not None:  # type: ignore[operator]
                         values[write] = edits[write](values[write])  # type: ignore[index]
                 for dead in last:
@@ -304,14 +323,14 @@ class Program:
         changed = frozenset(changed)
         made = set(changed)
         needed: set[int] = set() if self._suffix(changed, {self.output}) else {self.output}
-        for at, _ in self._suffix(changed, {self.output}):
-            needed |= set(self.ops[at].reads) - made
-            made |= {write for write in self.ops[at].writes if write is not None}
+        for op, _ in self._suffix(changed, {self.output}):
+            needed |= set(op.reads) - made
+            made |= {write for write in op.writes if write is not None}
         return needed - self.held.keys()
 
     def remaining(self, changed: Iterable[int]) -> int:
         """Multiply-adds per example that `resume` spends when these values are exchanged."""
-        return sum(self.ops[at].work for at, _ in self._suffix(frozenset(changed), {self.output}))
+        return sum(op.work for op, _ in self._suffix(frozenset(changed), {self.output}))
 
     def pick(self, base: Mapping[int, Tensor], values: Iterable[int], rows: Tensor) -> dict[int, Tensor]:
         """Values of some examples, in any order and number, as a base to resume from.
@@ -369,13 +388,12 @@ class Program:
             x = x.narrow(read.axis, first, count)
         else:
             x = x.index_select(read.axis, columns.to(x.device))
-        name = _name(op)
-        if name == "convolution":
+        if op.name == "convolution":
             weight = base[op.args[1].at].index_select(1, columns.to(x.device))
             return out, base[out] - op.function(x, weight, None, *op.args[3:])
-        place = 1 if name in {"mm", "linear"} else 2
+        place = 1 if op.name in {"mm", "linear"} else 2
         weight = base[op.args[place].at]
-        weight = weight.T if name == "linear" else weight
+        weight = weight.T if op.name == "linear" else weight
         part = weight.index_select(0, columns.to(x.device))
         if count == 1:  # rank one: no product needed
             return out, torch.addcmul(base[out], x, part[0], value=-1)
@@ -391,7 +409,7 @@ class Program:
             if write is not None:
                 values[write] = tensor
 
-    def _suffix(self, changed: frozenset[int], kept: set[int]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def _suffix(self, changed: frozenset[int], kept: set[int]) -> tuple[tuple[Op, tuple[int, ...]], ...]:
         """Operations to run again, each with the values that nothing reads afterwards."""
         whole = self.input in changed
         key = changed | {-1 - at for at in kept}
@@ -412,29 +430,36 @@ class Program:
                 useful.append(at)
                 needed |= set(self.ops[at].reads)
         useful.reverse()
+        running = self._fused(useful, {*changed, *kept})
         last: dict[int, int] = {}
         made: set[int] = set()
-        for at in useful:
-            made |= {write for write in self.ops[at].writes if write is not None}
-            last |= dict.fromkeys([*self.ops[at].reads, *(w for w in self.ops[at].writes if w is not None)], at)
+        for at, op in enumerate(running):
+            made |= {write for write in op.writes if write is not None}
+            last |= dict.fromkeys([*op.reads, *(w for w in op.writes if w is not None)], at)
         ends: dict[int, list[int]] = {}
         for value, at in last.items():
             if value in made and value not in kept:
                 ends.setdefault(at, []).append(value)
-        found = tuple((at, tuple(ends.get(at, ()))) for at in useful)
+        found = tuple((op, tuple(ends.get(at, ()))) for at, op in enumerate(running))
         if len(self._suffixes) > 4096:  # lesions of many sites at once
             self._suffixes.clear()
         self._suffixes[key] = found
         return found
 
+    def _fused(self, order: list[int], wanted: set[int]) -> list[Op]:
+        """These operations, with groups as one where nothing inside them is wanted."""
+        ops = {at: self.ops[at] for at in order}
+        for group in self.fused:
+            if all(at in ops for at in group.members) and not group.inner & wanted:
+                for at in group.members[:-1]:
+                    del ops[at]
+                ops[group.members[-1]] = group.op
+        return list(ops.values())
+
 
 def _closing(gate: Gate, units: Sequence[int], before: Edit | None) -> Edit:
     """Edit that silences units, after another edit of the same value."""
     return lambda value: gate.silenced(value if before is None else before(value), units)
-
-
-def _name(op: Op) -> str:
-    return str(op.function._schema.name).removeprefix("aten::")
 
 
 def _examples(inputs: Tensor, count: int) -> Tensor:
@@ -492,10 +517,11 @@ def _compile(few: Graph, more: Graph, net: Network) -> Program | str:
                 made.add(write)
                 (live.add(write) if moves else held.update({write: result.tensor}))
         pairs += [(s, m) for s, m in zip(small.outputs, large.outputs, strict=True) if s is not None and m is not None]
-        flat = all(type(a) in {_Slot, _Sized} or not _holds(a, _Slot) for a in args) and not _holds(kwargs, _Slot)
+        flat = all(type(a) in {Slot, _Sized} or not _holds(a, Slot) for a in args) and not _holds(kwargs, Slot)
         ops.append(
             Op(
                 large.tag,
+                large.name,
                 large.functional,
                 args,
                 kwargs,
@@ -578,7 +604,7 @@ def _template(few: Any, more: Any, slot: Any) -> Any:
             return {key: join(one[key], other[key]) for key in other}
         if isinstance(other, Value):
             failed = failed or not isinstance(one, Value)
-            return _Slot(slot(other))
+            return Slot(slot(other))
         if one is other or one == other or (one != one and other != other):
             return other
         grows = isinstance(one, int) and isinstance(other, int) and one * _MORE == other * _FEW and one % _FEW == 0
