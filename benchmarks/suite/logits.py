@@ -1,4 +1,4 @@
-"""B2 and B5: all outputs with each unit silenced, by the delta rules, of a perceptron and of a convolutional network."""
+"""B2 and B5: all outputs with each unit silenced, by the delta rules, of a perceptron and of a convolutional net."""
 
 from __future__ import annotations
 

@@ -177,7 +177,8 @@ class _Build:
             flat=flat or not any(one.sized for one in ops),
             sized=any(one.sized for one in ops),
         )
-        return Fused(op, tuple(members), inner)
+        built = frozenset(read for one in ops for read in one.reads if read in self.program.held)
+        return Fused(op, tuple(members), inner, built)
 
 
 def _made(op: Op) -> int:

@@ -107,11 +107,13 @@ class Fused:
         op: What is run instead of them, where the last of them would be.
         members: Their numbers, ascending.
         inner: Values that are then never made.
+        built: Held values, weights among them, that went into it.
     """
 
     op: Op
     members: tuple[int, ...]
     inner: frozenset[int]
+    built: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,7 +432,7 @@ class Program:
                 useful.append(at)
                 needed |= set(self.ops[at].reads)
         useful.reverse()
-        running = self._fused(useful, {*changed, *kept})
+        running = self._fused(useful, {*changed, *kept}, dirty)
         last: dict[int, int] = {}
         made: set[int] = set()
         for at, op in enumerate(running):
@@ -446,11 +448,11 @@ class Program:
         self._suffixes[key] = found
         return found
 
-    def _fused(self, order: list[int], wanted: set[int]) -> list[Op]:
-        """These operations, with groups as one where nothing inside them is wanted."""
+    def _fused(self, order: list[int], wanted: set[int], dirty: set[int]) -> list[Op]:
+        """These operations, with groups as one where nothing inside them is wanted and their weights are intact."""
         ops = {at: self.ops[at] for at in order}
         for group in self.fused:
-            if all(at in ops for at in group.members) and not group.inner & wanted:
+            if all(at in ops for at in group.members) and not group.inner & wanted and not group.built & dirty:
                 for at in group.members[:-1]:
                     del ops[at]
                 ops[group.members[-1]] = group.op

@@ -19,6 +19,7 @@ from planaria.sweep.chain import Chain
 from planaria.sweep.curve import curvable, curves
 from planaria.sweep.delta import delta_units
 from planaria.sweep.edges import Becomes, Flipped, mappable, weight_map
+from planaria.sweep.fuse import fuse
 from planaria.sweep.plan import (
     BRUTE,
     CERTIFY,
@@ -265,6 +266,8 @@ class Work:
                 ways.append(way_of_units(job.units[key], net, program, chain, judge, bitwise))
             else:
                 ways.append(_way(job, key, math.prod(shape), net, program, chain, judge, bitwise))
+        if isinstance(program, Program) and not bitwise:
+            program = fuse(program)
         size = FORWARD_BATCH if isinstance(program, str) else chunk_size(program, net.device)
         return Work(net, job, program, chain, judge, Plan(tuple(ways), "torch default", size))
 
