@@ -104,6 +104,10 @@ class Retrain:
     theta). The optimiser starts without state. Batches are full, drawn without replacement within each pass over the
     data. The module runs in train mode: dropout is active and normalisation statistics are re-estimated.
 
+    Where that is exact, what is trained is the network without its dead units (see `compacted` in descent.py): results
+    are those of training the whole network up to rounding, the ledger counts the multiplications that were made, and
+    what was left out (statistics of dead channels, too) comes back as it was.
+
     Args:
         task: What to train on.
         optimiser: SGD, Adam, AdamW or anything with `build(parameters)`.

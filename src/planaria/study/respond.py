@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from planaria.core.anatomy import Unit
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
+from planaria.damage.faults import Silence
+from planaria.damage.sites import RandomUnits, RankedUnits
 from planaria.measure.statistics import (
     Estimate,
     area,
@@ -24,6 +28,8 @@ from planaria.measure.statistics import (
 )
 from planaria.measure.task import Task
 from planaria.measure.transition import CriticalDose, critical_dose
+from planaria.sweep.ablate import ablate
+from planaria.sweep.work import Nested
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def checked_doses(damage: Damage, doses: Sequence[float]) -> tuple[float, ...]:
 def iter_respond(
     net: Network, damage: Damage, task: Task, doses: Sequence[float], *, draw: int, seed: int = 0
 ) -> Iterator[Point]:
-    """Points of one order, dose after dose; lesions are nested.
+    """Points of one order, dose after dose; lesions are nested and evaluated together by the sweep engine.
 
     Args:
         net: The network.
@@ -145,9 +151,49 @@ def iter_respond(
         seed: Order number n under one seed is always the same.
     """
     net = net.with_inputs(task.train.inputs)
-    for dose in checked_doses(damage, doses):
-        hurt = damage.at(dose)(net, stream(seed, "order", draw))
-        yield Point(draw, dose, task.score(hurt))
+    doses = checked_doses(damage, doses)
+    for dose, score in zip(doses, _scores(net, damage, task, doses, draw, seed), strict=True):
+        yield Point(draw, dose, score)
+
+
+AUDITED = 2
+"""Lesions of each order that are run again by brute force."""
+
+
+def _scores(net: Network, damage: Damage, task: Task, doses: Sequence[float], draw: int, seed: int) -> Iterator[float]:
+    """Score at each dose of one order."""
+    if task.scorer.per_example is None:  # no sum over examples: the damaged networks are run whole
+        for dose in doses:
+            yield task.score(damage.at(dose)(net, stream(seed, "order", draw)))
+        return
+    order = _order(net, damage, doses, draw, seed)
+    if order is None:
+        hurt = [damage.at(dose)(net, stream(seed, "order", draw)) for dose in doses]
+        effects = ablate(net, hurt, task, audited=AUDITED, seed=seed)
+        found = effects.scores["lesions"].tolist()
+    else:
+        units, counts = order
+        points = tuple(sorted(set(counts)))
+        effects = ablate(net, Nested((units,), points), task, audited=AUDITED, seed=seed)
+        found = [float(effects.scores["orders"][0, points.index(count)]) for count in counts]
+    yield from (-math.inf if math.isnan(score) else score for score in found)
+
+
+def _order(
+    net: Network, damage: Damage, doses: Sequence[float], draw: int, seed: int
+) -> tuple[tuple[Unit, ...], list[int]] | None:
+    """Units in the order of their deletion and how many are deleted at each dose; None for other damage."""
+    if not isinstance(damage.fault, Silence) or not isinstance(damage.site, (RandomUnits, RankedUnits)):
+        return None
+    order: dict[Unit, None] = {}
+    counts = []
+    for dose in doses:
+        units = damage.site.units(net, dose, stream(seed, "order", draw))
+        order |= dict.fromkeys(units)
+        counts.append(len(units))
+        if len(order) != len(units):
+            return None  # not nested
+    return tuple(order), counts
 
 
 def collect(points: Sequence[Point], damage: Damage, task: Task, seed: int) -> Response:

@@ -110,9 +110,7 @@ def weights_of(net: Network, layers: tuple[str, ...] | None) -> tuple[str, ...]:
     return names
 
 
-def weigh(
-    net: Network, name: str, new: New, task: Task, *, data: Data, workers: int = 1, seed: int = 0
-) -> WeakWeights:
+def weigh(net: Network, name: str, new: New, task: Task, *, data: Data, workers: int = 1, seed: int = 0) -> WeakWeights:
     """Score lost by each entry of one weight, exactly.
 
     Args:
@@ -138,7 +136,7 @@ def weigh(
     changed = (tally.rose + tally.fell > 0) if task.scorer.per_example is not None else tally.total != 0
     facts = {
         "plan": [vars(way) for way in effects.plan.ways],
-        "audit": vars(effects.audit),
+        "audit": {**vars(effects.audit), "replaced": list(effects.audit.replaced)},
         "seconds": effects.seconds,
         "forward": effects.forward,
     }

@@ -148,7 +148,11 @@ def measured_sets(
         effects.intact,
         DRAWS,
     )
-    return sets, {"seconds": effects.seconds, "forward": effects.forward, "audit": vars(effects.audit)}
+    return sets, {
+        "seconds": effects.seconds,
+        "forward": effects.forward,
+        "audit": vars(effects.audit) | {"replaced": [*effects.audit.replaced]},
+    }
 
 
 def _bare(value: float) -> Estimate:

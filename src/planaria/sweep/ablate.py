@@ -199,16 +199,19 @@ def ablate(
     if workers < 1:
         raise InputError("ablate(workers)", "a number of at least 1", workers)
     data = task.test if data is None else data
-    net = net.with_inputs(task.train.inputs.to(net.device))
+    sample = _sample(data, net.device)
+    few = Data(sample[0][:2], sample[1][:2])
+    task.outputs(net, few)  # raises with a reason if they do not fit
+    if net.inputs is None or net.inputs.shape[1:] != few.inputs.shape[1:]:
+        net = replace(net, inputs=few.inputs)
     scorer = task.scorer if score is None else score
     job = Job.of(what, net)
     if outputs or scorer.per_example is None:
-        return _by_outputs(net, job, scorer, task, data, audited, seed)
+        return _by_outputs(net, job, scorer, task, data, sample, audited, seed)
     started = time.process_time()
     labels = task.classes if task.test.targets.ndim == 1 and job.new is None else None
     work = Work.of(net, job, Judge(scorer, labels), bitwise=bitwise)
     blocks = _blocks(data, work, workers)
-    sample = _sample(data, net.device)
     with _route(net, bitwise) as route:
         work = replace(work, plan=replace(work.plan, route=route))
         whole = worked(work, blocks, workers, progress)
@@ -292,7 +295,14 @@ def _blocks(data: Data | Stream, work: Work, workers: int) -> Callable[[], Itera
 
 
 def _by_outputs(
-    net: Network, job: Job, scorer: Score, task: Task, data: Data | Stream, audited: int, seed: int
+    net: Network,
+    job: Job,
+    scorer: Score,
+    task: Task,
+    data: Data | Stream,
+    sample: tuple[Tensor, Tensor],
+    audited: int,
+    seed: int,
 ) -> Effects:
     """Effects from the outputs under each lesion, all kept: on request, and for scores that are no mean."""
     started = time.process_time()
@@ -333,7 +343,7 @@ def _by_outputs(
     spent = time.process_time() - started
     checked = Audit(0, 0, 0, 0)
     if scorer.per_example is not None:
-        checked = audit(work, *_sample(data, net.device), tallies, audited, seed)
+        checked = audit(work, *sample, tallies, audited, seed)
     return Effects(
         tallies,
         len(data),

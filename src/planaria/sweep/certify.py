@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from planaria.core.errors import InputError
 from planaria.sweep.chain import Chain, Stage
@@ -26,8 +27,8 @@ ROWS = 2048
 IMAGES = 256
 """The same where there are convolutions."""
 
-ENTRIES = 2**17
-"""Numbers in a block of surviving pairs: half a mebibyte in single precision."""
+ENTRIES = 2**19
+"""Numbers in a block of surviving pairs: two mebibytes in single precision."""
 
 SPREAD = 4.0
 """Rounding errors of a sum of n terms grow like this times sqrt(n), and never beyond n."""
@@ -211,18 +212,18 @@ class _Bounds:
         direct: Share that is linear in the change, [classes, rivals, units]; rivals are all classes, or one that
             stands for all.
         rest: The others, per norm of the change, [classes, rivals].
-        rise: Both per unit by which a single activation rises, [classes, units, rivals].
+        rise: Both per unit by which a single activation rises, [classes * rivals, units].
         fall: Per unit by which it falls.
-        most: Of `fall` over all rivals, [classes, units].
-        most_signed: Of both.
+        most_rise: The largest for any rival, [classes, units].
+        most_fall: The same of `fall`.
     """
 
     direct: Tensor
     rest: Tensor
     rise: Tensor
     fall: Tensor
-    most: Tensor
-    most_signed: Tensor
+    most_rise: Tensor
+    most_fall: Tensor
 
 
 def _bounds(chain: Chain, first: int, rounding: _Rounding) -> tuple[_Bounds | None, ...]:
@@ -242,10 +243,10 @@ def _bounds(chain: Chain, first: int, rounding: _Rounding) -> tuple[_Bounds | No
         # The table's rounding is relative to its parts, that of products with `direct` to norms.
         own = own * (1 + 8 * eps) + 8 * eps * v.abs() + torch.finfo(dtype).tiny
         rest = rest + 4 * rounding.terms[at + 1] * v.norm(dim=2)
-        tables = [x.to(dtype).nan_to_num(float("inf"), float("inf")) for x in (v + own, own - v)]
-        rise, fall = (x.transpose(1, 2).contiguous() for x in tables)
-        risen, fallen = (x.amax(1) for x in tables)
-        result[at] = _Bounds(v.to(dtype), rest.to(dtype), rise, fall, fallen, torch.maximum(risen, fallen))
+        rise, fall = (x.to(dtype).nan_to_num(float("inf"), float("inf")) for x in (v + own, own - v))
+        result[at] = _Bounds(
+            v.to(dtype), rest.to(dtype), rise.flatten(0, 1), fall.flatten(0, 1), rise.amax(1), fall.amax(1)
+        )
         if at > first:
             # The change behind activations is their mean slope times the change before, and up to half the range more.
             low, high = _slopes(stages[at])
@@ -403,40 +404,39 @@ class _Block:
     """Some examples, run intact.
 
     Attributes:
-        stages: Of the chain.
-        bounds: Of the certifier.
-        columns: Of the certifier.
+        by: The certifier.
         judge: How outputs are scored.
         targets: Labels, [examples].
         held: What each stage reads, [examples, ...]; the outputs at the end.
         norms: Norm of each of those, [examples].
-        pre: Output of each product before the steps; None where no unit's change is computed.
+        table: Output of each product before the steps, and below it the certifier's columns; None where no unit's
+            change is computed.
         predicted: Class of the largest logit, [examples].
         room: Margin to each rival less the slack, [examples, rivals]; infinite for the predicted class itself,
             minus infinite where numbers are not to be trusted.
+        answers: Place of the largest output, [examples].
         intact: Scores, [examples].
     """
 
-    stages: tuple[Stage, ...]
-    bounds: tuple[_Bounds | None, ...]
-    columns: tuple[Tensor | None, ...]
+    by: Certifier
     judge: Judge
     targets: Tensor
     held: list[Tensor]
     norms: list[Tensor]
-    pre: list[Tensor | None]
+    table: list[Tensor | None]
     predicted: Tensor
     room: Tensor
+    answers: Tensor
     intact: Tensor
 
     @staticmethod
     def of(certifier: Certifier, inputs: Tensor, targets: Tensor, judge: Judge) -> _Block:
         """Run the examples."""
         stages = certifier.chain.stages
-        held, pre = [certifier.chain.begin(inputs)], []
-        for at, stage in enumerate(stages):
+        held, table = [certifier.chain.begin(inputs)], []
+        for stage, columns in zip(stages, certifier.columns, strict=True):
             made = stage.pre(held[-1])
-            pre.append(made if at and certifier.columns[at] is not None else None)
+            table.append(None if columns is None else torch.cat([made, columns]))
             held.append(stage.post(made))
         norms = [_norm(x) for x in held[:-1]]
         slack = certifier.rounding.slack(norms, [x.flatten(2).shape[2] if x.ndim > 2 else 1 for x in held[:-1]])
@@ -448,10 +448,13 @@ class _Block:
         if made.shape[1] > RIVALS:
             room = room.amin(1, keepdim=True)
         room = (room - slack[:, None].to(room.dtype)).masked_fill(unsafe[:, None], -float("inf"))
-        intact = judge.values(held[-1], targets)
-        return _Block(
-            stages, certifier.bounds, certifier.columns, judge, targets, held, norms, pre, predicted, room, intact
-        )
+        answers, intact = held[-1].argmax(1), judge.values(held[-1], targets)
+        return _Block(certifier, judge, targets, held, norms, table, predicted, room, answers, intact)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of the chain."""
+        return self.by.chain.stages
 
     def count(self, at: int, tally: Tally) -> None:
         """Note what silencing each unit of a stage changes."""
@@ -460,58 +463,61 @@ class _Block:
             return
         # After a change of rank one, what is left must not be small against what was: it would be rounding. So units
         # that hold nearly all of the activations or weights are taken away before the product, not after it.
-        columns = self.columns[at + 1]
+        columns = self.by.columns[at + 1]
         assert columns is not None
         share = columns.norm(dim=1) / columns.norm()
         share, part = share.index_select(0, pairs.unit), self._part(at, pairs)
         kept = (1 - share * share) * (1 - part * part) > 0.01
         kept &= self.room[:, 0].index_select(0, pairs.example) > -float("inf")
-        few = (~kept).nonzero()[:, 0]
-        if len(few):
-            some = pairs.at(few)
-            self._note(tally, some, [self._anew(at, part) for part in self._blocks(at, some)])
-            pairs = pairs.at(kept.nonzero()[:, 0])
+        few = pairs.at((~kept).nonzero()[:, 0])
+        for some in self._blocks(at, few):
+            self._note(tally, some, self._anew(at, some))
+        pairs = pairs.at(kept.nonzero()[:, 0])
         for deeper in range(at + 1, len(self.stages) - 2):
             pairs = self._narrowed(at, deeper, pairs)
-        last = len(self.stages) - 1
-        self._note(tally, pairs, [self._path(at, last, part) for part in self._blocks(at, pairs)])
+        for some in self._blocks(at + 1, pairs):
+            outputs = self._path(at, len(self.stages) - 1, some)
+            # All numbers are in range here, so that only another prediction is another score.
+            moved = (outputs.argmax(1) != self.answers.index_select(0, some.example)).nonzero()[:, 0]
+            self._note(tally, some.at(moved), outputs.index_select(0, moved))
 
     def _survivors(self, at: int) -> _Pairs:
         """Pairs that the bounds do not certify."""
-        bounds, held, silent = self.bounds[at], self.held[at + 1], self.stages[at].silent
+        bounds, held, silent = self.by.bounds[at], self.held[at + 1], self.stages[at].silent
         assert bounds is not None
         size = held - silent if silent else held
         signed = not bool(size.amin() >= 0)
-        # One comparison with the largest bound leaves few pairs; of these, each rival is looked at.
-        reach = (bounds.most_signed if signed else bounds.most).index_select(0, self.predicted)
-        reach.mul_(size.abs() if signed else size)
-        room = self.room.amin(1, keepdim=True)
-        flags = reach >= room
-        unsafe = (room[:, 0] == -float("inf")).nonzero()[:, 0]
-        flags.index_fill_(0, unsafe, True)
+
+        def reached(rise: Tensor, fall: Tensor, rows: Tensor, room: Tensor) -> Tensor:
+            reach = fall.index_select(0, rows).mul_(size)
+            if signed:  # the rise per unit is at least minus the fall per unit, so that the larger is the right one
+                reach = torch.maximum(reach, rise.index_select(0, rows).mul_(size).neg_())
+            return reach >= room[:, None]
+
+        # One comparison for the closest rival and one for all the others, as if they were all as close as the second.
+        rivals = self.room.shape[1]
+        room, nearest = self.room.min(1)
+        flags = reached(bounds.rise, bounds.fall, self.predicted * rivals + nearest, room)
+        if rivals > 2:
+            others = self.room.scatter(1, nearest[:, None], float("inf")).amin(1)
+            flags |= reached(bounds.most_rise, bounds.most_fall, self.predicted, others)
+        flags.index_fill_(0, (room == -float("inf")).nonzero()[:, 0], True)
         places = _places(flags)
         fall = size.reshape(-1).index_select(0, places)
         moving = (fall != 0).nonzero()[:, 0]
         places, fall = places.index_select(0, moving), fall.index_select(0, moving)
         example = places.div(held.shape[1], rounding_mode="floor")
-        pairs = _Pairs(example, places - example * held.shape[1], fall)
-        rows = self.predicted.index_select(0, example) * held.shape[1] + pairs.unit
-        rise = bounds.fall.flatten(0, 1).index_select(0, rows) * fall[:, None]
-        if signed:
-            rise = torch.maximum(rise, bounds.rise.flatten(0, 1).index_select(0, rows) * -fall[:, None])
-        room = self.room.index_select(0, example)
-        left = (rise >= room).any(1) | (room[:, 0] == -float("inf"))
-        return pairs.at(left.nonzero()[:, 0])
+        return _Pairs(example, places - example * held.shape[1], fall)
 
     def _narrowed(self, at: int, deeper: int, pairs: _Pairs) -> _Pairs:
         """Pairs that bounds from the true change behind a deeper stage do not certify."""
-        bounds = self.bounds[deeper]
+        bounds = self.by.bounds[deeper]
         assert bounds is not None
         classes = self.predicted.index_select(0, pairs.example)
         kept = []
         for c in classes.unique().tolist():
             direct, rest = bounds.direct[c], bounds.rest[c]
-            for some in self._blocks(at, pairs.at((classes == c).nonzero()[:, 0])):
+            for some in self._blocks(at + 1, pairs.at((classes == c).nonzero()[:, 0])):
                 change = self._path(at, deeper, some) - self.held[deeper + 1].index_select(0, some.example)
                 reach = _narrow(change, direct).addcmul_(_norm(change)[:, None], rest)
                 left = ~(reach < self.room.index_select(0, some.example)).all(1)
@@ -520,16 +526,19 @@ class _Block:
             return pairs
         return _Pairs(*(torch.cat([getattr(k, name) for k in kept]) for name in ("example", "unit", "fall")))
 
-    def _blocks(self, at: int, pairs: _Pairs) -> Iterator[_Pairs]:
-        widest = max(stage.made for stage in self.stages[at:])
+    def _blocks(self, first: int, pairs: _Pairs) -> Iterator[_Pairs]:
+        """Blocks whose values behind each stage from `first` on stay in the cache."""
+        widest = max(stage.made for stage in self.stages[first:])
         return pairs.split(max(1, ENTRIES // widest)) if len(pairs) else iter(())
 
     def _path(self, at: int, to: int, pairs: _Pairs) -> Tensor:
         """Values behind a later stage with the pair's unit of stage `at` silenced, [pairs, units]."""
-        columns, pre = self.columns[at + 1], self.pre[at + 1]
-        assert columns is not None and pre is not None
-        before = pre.index_select(0, pairs.example)
-        x = before.addcmul_(columns.index_select(0, pairs.unit), pairs.fall[:, None], value=-1)
+        table = self.table[at + 1]
+        assert table is not None
+        # pre[example] - fall * columns[unit], read and written once
+        rows = torch.stack([pairs.example, pairs.unit + len(self.room)], 1)
+        amounts = torch.stack([torch.ones_like(pairs.fall), -pairs.fall], 1)
+        x = functional.embedding_bag(rows, table, mode="sum", per_sample_weights=amounts)
         for deeper in range(at + 1, to + 1):
             stage = self.stages[deeper]
             x = stage.post(x if deeper == at + 1 else _narrow(x, stage.weight, stage.shift))
@@ -547,11 +556,9 @@ class _Block:
         """Share of the activations' norm that the pair's unit holds."""
         return (pairs.fall / self.norms[at + 1].index_select(0, pairs.example)).abs()
 
-    def _note(self, tally: Tally, pairs: _Pairs, outputs: list[Tensor]) -> None:
-        if not outputs:
-            return
+    def _note(self, tally: Tally, pairs: _Pairs, outputs: Tensor) -> None:
         targets = self.targets.index_select(0, pairs.example)
-        change = self.judge.values(torch.cat(outputs), targets) - self.intact.index_select(0, pairs.example)
+        change = self.judge.values(outputs, targets) - self.intact.index_select(0, pairs.example)
         changed = change.nonzero()[:, 0]
         tally.note_pairs(*(x.index_select(0, changed) for x in (pairs.unit, change, targets)))
 
@@ -564,9 +571,9 @@ def _norm(x: Tensor) -> Tensor:
 def _narrow(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
     """A product [examples, made]; with few rows of the weight twice as fast when it is the left factor."""
     if len(weight) > 64:
-        return torch.nn.functional.linear(x, weight, shift)
+        return functional.linear(x, weight, shift)
     made = weight @ x.T
-    return (made if shift is None else made.add_(shift[:, None])).T.contiguous()
+    return (made if shift is None else made.add_(shift[:, None])).T
 
 
 def _places(flags: Tensor) -> Tensor:

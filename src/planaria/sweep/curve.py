@@ -26,7 +26,7 @@ from planaria.sweep.chain import Chain, Stage
 from planaria.sweep.gemm import fast_products
 from planaria.sweep.tally import Judge, Tally
 
-WORK = 5 * 2**20
+WORK = 6 * 2**20
 """Bytes of activations that are worked on at a time: some of them wait in the second cache (measured: 2 to 8 MiB)."""
 
 SHARED = 2**28
@@ -325,50 +325,35 @@ def _facing(whole: _Scene, part: slice | Tensor, firsts: Iterable[int]) -> _Scen
 
 @dataclass(eq=False)
 class _Level:
-    """A stage in the course of an order: its product as it is now.
-
-    Attributes:
-        stage: The stage.
-        weight: [units, units read * entries], both sorted by death.
-        shift: [units, 1], sorted too.
-        entries: Of the weight, per unit that makes and unit that is read.
-        heaviest: Largest weight to any unit, for each unit read.
-        silent: What a silenced unit says here, which its readers' shift holds already.
-        units: Order in which it reads what is not sorted; None for what is.
-        product: [units, *positions, examples]; the living are in front.
-        holds: Units read that the product is made of; -1 before it is made.
-    """
+    """A stage in the course of an order: its product as it is now, the living in front."""
 
     stage: Stage
-    weight: Tensor
-    shift: Tensor
-    entries: int
-    silent: float
-    heaviest: Tensor
-    units: Tensor | None = None
-    product: Tensor | None = None
-    holds: int = -1
-    scale: list[float] | None = None
-    base: int = 0
-    said: Tensor | None = None
+    weight: Tensor  # [units, units read * entries], both sorted by death
+    shift: Tensor  # [units, 1]
+    entries: int  # of the weight, per unit made and unit read
+    silent: float  # what a silenced unit says here; its readers' shift holds it already
+    heaviest: Tensor  # [units read], the largest weight that reads each
+    units: Tensor | None = None  # order in which it reads what is not sorted
+    product: Tensor | None = None  # [units, *positions, examples]
+    holds: int = -1  # units read that the product is made of; -1 before it is made
+    base: int = 0  # units read when it was made last
+    scale: list[float] | None = None  # bound of the product by the number of units it holds, since then
+    said: Tensor | None = None  # memory for what the units say
 
     def start(self) -> None:
         """Forget the examples before."""
-        self.product, self.holds, self.scale, self.base, self.said = None, -1, None, 0, None
+        self.product, self.holds, self.base, self.scale, self.said = None, -1, 0, None, None
 
     def begin(self, product: Tensor, units: Tensor, loudest: Tensor) -> None:
-        """Take a product that holds all units, of something read in another order, so loud at most."""
+        """Take over a product that holds all units of what is read, in another order and so loud at most."""
         self.product, self.units, self.holds, self.base = product, units, len(units), len(units)
         self.scale = self._scale(loudest[units])
 
     def advance(self, read: Tensor, moved: bool, reads: int, lives: int) -> bool:
-        """Bring the product up to date; whether it has changed.
+        """Bring the product of the living up to date; whether it has changed.
 
-        Args:
-            read: What the stage reads, [units read, *positions, examples]; the living in front.
-            moved: Whether the living have changed since the last time.
-            reads: Number of them.
-            lives: Units of this stage that live; at least 1.
+        `read` is what the stage reads, of which the first `reads` units live and have `moved` or not since the last
+        time; `lives` is the number of its own units that live, at least 1.
         """
         if self.holds < 0 or self.product is None or (moved and self.holds > 0):
             self._make(read, reads, lives)

@@ -25,6 +25,8 @@ _READ = 2**19  # activations that are read again for every unit
 _MADE = 2**18  # edited activations at a time
 _HELD = 2**22  # outputs at a time
 _LANES = 16
+_FEW = 0.8
+"""Share of the examples below which copying them out costs less than computing all."""
 _OUTWEIGHS = 64.0
 """A unit with so many times the contribution of all others together is cut out anew: the difference has no digits."""
 
@@ -233,9 +235,11 @@ def _channels_last(x: Tensor) -> Tensor:
     """[examples, channels, height, width] with the channels of a place side by side, also if there is one channel."""
     _, channels, height, width = x.shape
     strides = (channels * height * width, 1, channels * width, channels)
-    return (
-        x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-    )
+    if x.stride() == strides:
+        return x
+    if channels == 1 and x.is_contiguous():
+        return x.as_strided(x.shape, strides)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _post(stage: Stage, own: Tensor) -> Tensor:
@@ -363,15 +367,15 @@ class _Reader:
         for place, some in zip(range(chosen.start, chosen.stop), example.split(counts), strict=True):
             if not len(some):
                 continue
-            alone, kept = maps[place], z
-            if len(some) < len(z):
-                alone, kept = alone[some], z.movedim(1, -1)[some].movedim(-1, 1)
+            alone, kept, part = maps[place], z, len(some) < len(z)
+            if part and len(some) < _FEW * len(z):
+                alone, kept, part = alone[some], z.movedim(1, -1)[some].movedim(-1, 1), False
             alone = alone.unsqueeze(1)
             taken = self.stage.product(_channels_last(alone) if alone.ndim == 4 else alone, self.slices[place, :, None])
             made = self._stepped(torch.sub(kept, taken, out=taken)).movedim(1, -1)
             if not filled:
                 held = made.new_empty(len(unit), *made.shape[1:])
-            held[filled : filled + len(some)] = made
+            held[filled : filled + len(some)] = made[some] if part else made
             filled += len(some)
         return self._finished(held.movedim(-1, 1))
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import NormalDist
 
 import torch
@@ -33,9 +32,10 @@ from planaria.measure.data import Data
 from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, student_quantile
 from planaria.measure.task import FORWARD_BATCH, Task
+from planaria.sweep.audit import Audit, audit
 from planaria.sweep.gemm import fast_products
 from planaria.sweep.plan import IN_CHAIN, Plan
-from planaria.sweep.replay import Selection, chunks
+from planaria.sweep.replay import Selection
 from planaria.sweep.tally import Judge, Tally
 from planaria.sweep.work import Job, What, Work
 
@@ -117,7 +117,7 @@ def mean_changes(tally: Tally, seen: int, inputs: int, level: float = 0.95) -> I
     spare = (inputs - seen) / max(1, inputs - 1)
     best = tally.total / seen
     z = NormalDist().inv_cdf((1 + level) / 2)
-    rose, fell = tally.rose / seen, tally.fell / seen
+    rose, fell = tally.rose.double() / seen, tally.fell.double() / seen
     (up_low, up_high), (down_low, down_high) = (_wilson(share, z * z * spare / seen) for share in (rose, fell))
     apart = ((1 - rose) * (1 - fell)).clamp(min=1e-300)
     related = -(rose * fell / apart).sqrt().clamp(max=1.0)
@@ -171,6 +171,7 @@ class Precise:
         examples: Inputs in all.
         precision: Half-width that was wanted.
         plan: How it was computed.
+        audit: What brute force said about some lesions on the inputs of the first look.
         seconds: CPU seconds.
     """
 
@@ -179,6 +180,7 @@ class Precise:
     examples: int
     precision: float
     plan: Plan
+    audit: Audit
     seconds: float
 
     @property
@@ -197,6 +199,7 @@ def precise(
     data: Data | None = None,
     score: Score | None = None,
     bitwise: bool = False,
+    audited: int = 24,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Precise:
@@ -210,7 +213,8 @@ def precise(
         data: Inputs and targets; by default the task's test split.
         score: By default the task's; a mean over examples.
         bitwise: Only run again what depends on the lesion, with the network's own operations.
-        seed: Of the order of the inputs.
+        audited: Lesions to run again by brute force on the inputs of the first look.
+        seed: Of the order of the inputs and the choice of audited lesions.
         progress: Told the number of inputs done so far.
 
     Returns:
@@ -245,24 +249,32 @@ def precise(
         work = Work.of(net, job, Judge(task.scorer if score is None else score), bitwise=bitwise)
         if route is not None:
             work = replace(work, plan=replace(work.plan, route=route.name))
-        states = {key: _State.of(work, key) for key in job.shapes}
-        for before, upto in pairwise([0, *looks(len(data))]):
-            keys = [key for key, state in states.items() if len(state.left)]
-            active = _active(work, {key: states[key].left for key in keys})
-            for rows in order[before:upto].split(FORWARD_BATCH):
-                found = _tallied(active, data, rows) if keys else {}
-                for key, more in found.items():
-                    states[key].add(more)
-            for key in keys:
-                states[key].look(upto, len(data), precision)
+        upto, *later = looks(len(data))
+        rows = order[:upto].to(data.inputs.device)
+        states = _begun(work, job.shapes, data, rows)
+        sample = data.inputs[rows].to(net.device), data.targets[rows].to(net.device)
+        checked = audit(work, *sample, {key: state.tally for key, state in states.items()}, audited, seed)
+        if checked.replaced:
+            work = work.safely(checked.replaced)
+            states |= _begun(work, checked.replaced, data, rows)
+        for after in [*later, 0]:
+            for state in states.values():
+                state.look(upto, len(data), precision)
             if progress is not None:
                 progress(upto)
+            left = {key: state.left for key, state in states.items() if len(state.left)}
+            if not after or not left:
+                break
+            for key, more in _tallied(_active(work, left), data, order[upto:after]).items():
+                states[key].add(more)
+            upto = after
     return Precise(
         lost={key: _shaped(states[key].change, shape).reversed() for key, shape in job.shapes.items()},
         seen={key: states[key].seen.reshape(shape) for key, shape in job.shapes.items()},
         examples=len(data),
         precision=precision,
         plan=work.plan,
+        audit=checked,
         seconds=time.process_time() - started,
     )
 
@@ -317,6 +329,14 @@ class _State:
             self.left = self.left[:0]
 
 
+def _begun(work: Work, keys: Iterable[str], data: Data, rows: Tensor) -> dict[str, _State]:
+    """Lesions of some keys after the first inputs."""
+    states = {key: _State.of(work, key) for key in keys}
+    for key, more in _tallied(work.only(states), data, rows).items():
+        states[key].add(more)
+    return states
+
+
 def _active(work: Work, left: Mapping[str, Tensor]) -> Work:
     """The work on the lesions that are left."""
     part = work.only(left)
@@ -333,7 +353,8 @@ def _tallied(work: Work, data: Data, rows: Tensor) -> dict[str, Tally]:
     """Changes by the lesions of a work on some examples."""
     found: dict[str, Tally] = {}
     rows = rows.to(data.inputs.device)
-    for inputs, targets in chunks(data.inputs[rows], data.targets[rows], FORWARD_BATCH):
+    for some in rows.split(FORWARD_BATCH):
+        inputs, targets = data.inputs[some], data.targets[some]
         more, _ = work.tally(inputs.to(work.net.device), targets.to(work.net.device))
         found = {key: found[key] + tally if key in found else tally for key, tally in more.items()}
     return found

@@ -254,7 +254,7 @@ class _Evaluator:
             change.append(total)
             idle.append(~busy)
         return _FirstOrder(
-            numbers, torch.cat(change, 1), torch.cat(idle, 1), right, {**values, self.program.input: inputs}
+            numbers, torch.cat(change, 1), torch.cat(idle, 1), right, {**self.program.held, **values, self.program.input: inputs}
         )
 
     def _silenced(self, base: Mapping[int, Tensor], layer: str, units: Tensor, rows: Tensor) -> Tensor:

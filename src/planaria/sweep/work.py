@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -350,9 +351,14 @@ class Work:
                 yield way.key, place, resumed(self.program, base, lesions[place])
 
 
+_RECORDED: WeakKeyDictionary[Network, tuple[Program | str, Chain | str]] = WeakKeyDictionary()
+
+
 def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
-    """The network's program and chain, or why there are none."""
+    """The network's program and chain, or why there are none; kept for as long as the network is."""
     assert net.inputs is not None
+    if net in _RECORDED:
+        return _RECORDED[net]
     one, other = net(net.inputs), net(net.inputs)
     if not isinstance(one, Tensor):
         raise InputError(
@@ -369,7 +375,8 @@ def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
     if not torch.allclose(alone, one[:1], rtol=1e-3, atol=1e-4 * float(one.abs().max()), equal_nan=True):
         reason = "an example's outputs depend on the others of its batch"
         return reason, reason
-    return Program.of(net), Chain.of(net)
+    _RECORDED[net] = Program.of(net), Chain.of(net)
+    return _RECORDED[net]
 
 
 def _way(
