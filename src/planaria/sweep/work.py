@@ -351,6 +351,17 @@ class Work:
                 yield way.key, place, resumed(self.program, base, lesions[place])
 
 
+def _alone(net: Network, outputs: Tensor) -> bool:
+    """Whether the first of the example inputs gets the same outputs without the others."""
+    assert net.inputs is not None
+    try:
+        alone = net(net.inputs[:1])
+    except (RuntimeError, ValueError):  # batch normalisation without statistics refuses single examples
+        return False
+    scale = float(outputs.abs().max())
+    return torch.allclose(alone, outputs[:1], rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
 _RECORDED: WeakKeyDictionary[Network, tuple[Program | str, Chain | str]] = WeakKeyDictionary()
 
 
@@ -371,8 +382,7 @@ def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
             "others the second time",
             "Turn off what draws random numbers in eval mode (a functional dropout with training=True, noise).",
         )
-    alone = net(net.inputs[:1])
-    if not torch.allclose(alone, one[:1], rtol=1e-3, atol=1e-4 * float(one.abs().max()), equal_nan=True):
+    if not _alone(net, one):
         reason = "an example's outputs depend on the others of its batch"
         return reason, reason
     _RECORDED[net] = Program.of(net), Chain.of(net)
