@@ -86,7 +86,15 @@ if TYPE_CHECKING:
     from planaria.study.train import Recipe as Recipe
     from planaria.study.train import train as train
     from planaria.study.verdicts import judge as judge
+    from planaria.study.vulnerability import vulnerability as vulnerability
+    from planaria.sweep.ablate import Effects as Effects
+    from planaria.sweep.ablate import ablate as ablate
     from planaria.sweep.compact import compact as compact
+    from planaria.sweep.edges import Becomes as Becomes
+    from planaria.sweep.edges import Flipped as Flipped
+    from planaria.sweep.work import EachUnit as EachUnit
+    from planaria.sweep.work import EachWeight as EachWeight
+    from planaria.sweep.work import Nested as Nested
 
     __version__: str
 
@@ -159,6 +167,14 @@ _DOOR = {
     "load_weights": "measure.weights",
     "portrait": "study.portrait",
     "compact": "sweep.compact",
+    "ablate": "sweep.ablate",
+    "Effects": "sweep.ablate",
+    "EachUnit": "sweep.work",
+    "EachWeight": "sweep.work",
+    "Nested": "sweep.work",
+    "Becomes": "sweep.edges",
+    "Flipped": "sweep.edges",
+    "vulnerability": "study.vulnerability",
     "harden": "study.harden",
     "Contest": "study.harden",
     "rescue": "study.rescue",

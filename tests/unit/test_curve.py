@@ -147,7 +147,7 @@ def convolutional(draw: st.DrawFn) -> Network:
     return made(nn.Sequential(*layers), [2, 8, 8], draw(st.integers(0, 99)), draw(st.booleans()))
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(net=st.one_of(perceptrons(), convolutional()), draw=st.data())
 def test_any_order_in_any_chain_gives_what_brute_force_gives(
     net: Network, draw: st.DataObject, monkeypatch: pytest.MonkeyPatch

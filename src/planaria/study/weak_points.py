@@ -109,7 +109,8 @@ def together(found: Vulnerability) -> Verdict | None:
     words = (
         f"{sets.size} units together: {said_points(greedy, percent)} for the greedy set, "
         f"{said_points(first, percent)} for those that cost most alone (their losses add up to "
-        f"{_points(alone, percent)}), {said_points(lost[RANDOM], percent)} for random ones ({sets.draws} draws)."
+        f"{_points(alone, percent)}), {said_points(lost[RANDOM], percent)} for random ones ({sets.draws} draws). "
+        "The first two were chosen on the inputs they are scored on."
     )
     numbers = {f"score lost, {how}": estimate for how, estimate in lost.items()}
     return Verdict("Are the units that are worst alone the worst together?", answer, words, numbers)
@@ -197,7 +198,7 @@ def rank_correlation(a: Tensor, b: Tensor, level: float = 0.95) -> Estimate | No
 
     Example:
         >>> print(rank_correlation(torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([1.0, 2, 3, 5, 4, 6])))
-        0.943 [0.455, 0.995]
+        0.943 [0.383, 0.996]
 
     Source: Bonett & Wright 2000, "Sample size requirements for estimating Pearson, Kendall and Spearman correlations":
     Fisher's z with standard error sqrt((1 + r^2 / 2) / (n - 3)).
@@ -222,7 +223,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _name(layer: str, unit: int) -> str:
-    return f"unit {unit} of {layer or 'the network'}"
+    return f"unit {unit} of layer {layer}"
 
 
 def _percent(share: float) -> str:

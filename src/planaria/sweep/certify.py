@@ -387,16 +387,24 @@ class _Pairs:
     unit: Tensor
     fall: Tensor
 
-    def __len__(self) -> int:
-        return len(self.example)
+    @staticmethod
+    def joined(parts: Sequence[_Pairs]) -> _Pairs:
+        """All of them."""
+        return _Pairs(*(torch.cat(x) for x in zip(*(part.columns for part in parts), strict=True)))
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three."""
+        return self.example, self.unit, self.fall
 
     def at(self, index: Tensor) -> _Pairs:
         """The pairs at some places."""
-        return _Pairs(*(x.index_select(0, index) for x in (self.example, self.unit, self.fall)))
+        return _Pairs(*(x.index_select(0, index) for x in self.columns))
 
     def split(self, size: int) -> Iterator[_Pairs]:
         """Blocks of so many pairs."""
-        return (_Pairs(*x) for x in zip(*(x.split(size) for x in (self.example, self.unit, self.fall)), strict=True))
+        if self.example.numel():
+            yield from (_Pairs(*x) for x in zip(*(x.split(size) for x in self.columns), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -459,8 +467,6 @@ class _Block:
     def count(self, at: int, tally: Tally) -> None:
         """Note what silencing each unit of a stage changes."""
         pairs = self._survivors(at)
-        if not len(pairs):
-            return
         # After a change of rank one, what is left must not be small against what was: it would be rounding. So units
         # that hold nearly all of the activations or weights are taken away before the product, not after it.
         columns = self.by.columns[at + 1]
@@ -469,9 +475,9 @@ class _Block:
         share, part = share.index_select(0, pairs.unit), self._part(at, pairs)
         kept = (1 - share * share) * (1 - part * part) > 0.01
         kept &= self.room[:, 0].index_select(0, pairs.example) > -float("inf")
-        few = pairs.at((~kept).nonzero()[:, 0])
-        for some in self._blocks(at, few):
-            self._note(tally, some, self._anew(at, some))
+        found: list[tuple[_Pairs, Tensor]] = []
+        for some in self._blocks(at, pairs.at((~kept).nonzero()[:, 0])):
+            found.append((some, self._anew(at, some)))
         pairs = pairs.at(kept.nonzero()[:, 0])
         for deeper in range(at + 1, len(self.stages) - 2):
             pairs = self._narrowed(at, deeper, pairs)
@@ -479,7 +485,9 @@ class _Block:
             outputs = self._path(at, len(self.stages) - 1, some)
             # All numbers are in range here, so that only another prediction is another score.
             moved = (outputs.argmax(1) != self.answers.index_select(0, some.example)).nonzero()[:, 0]
-            self._note(tally, some.at(moved), outputs.index_select(0, moved))
+            found.append((some.at(moved), outputs.index_select(0, moved)))
+        if found:
+            self._note(tally, _Pairs.joined([some for some, _ in found]), torch.cat([outputs for _, outputs in found]))
 
     def _survivors(self, at: int) -> _Pairs:
         """Pairs that the bounds do not certify."""
@@ -522,14 +530,12 @@ class _Block:
                 reach = _narrow(change, direct).addcmul_(_norm(change)[:, None], rest)
                 left = ~(reach < self.room.index_select(0, some.example)).all(1)
                 kept.append(some.at(left.nonzero()[:, 0]))
-        if not kept:
-            return pairs
-        return _Pairs(*(torch.cat([getattr(k, name) for k in kept]) for name in ("example", "unit", "fall")))
+        return _Pairs.joined(kept) if kept else pairs
 
     def _blocks(self, first: int, pairs: _Pairs) -> Iterator[_Pairs]:
         """Blocks whose values behind each stage from `first` on stay in the cache."""
         widest = max(stage.made for stage in self.stages[first:])
-        return pairs.split(max(1, ENTRIES // widest)) if len(pairs) else iter(())
+        return pairs.split(max(1, ENTRIES // widest))
 
     def _path(self, at: int, to: int, pairs: _Pairs) -> Tensor:
         """Values behind a later stage with the pair's unit of stage `at` silenced, [pairs, units]."""
@@ -573,7 +579,7 @@ def _narrow(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
     if len(weight) > 64:
         return functional.linear(x, weight, shift)
     made = weight @ x.T
-    return (made if shift is None else made.add_(shift[:, None])).T
+    return (made if shift is None else made.add_(shift[:, None])).T.contiguous()
 
 
 def _places(flags: Tensor) -> Tensor:

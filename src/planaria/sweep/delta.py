@@ -8,15 +8,18 @@ again, many units at a time. Inputs on which a unit is zero anyway are left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from planaria.core.errors import InputError
-from planaria.sweep.chain import Chain, Stage
+from planaria.core.streams import stream
+from planaria.sweep.chain import Chain, Stage, Step
 from planaria.sweep.tally import Judge, Tally
 
 # Sizes of blocks, in numbers; measured on CPUs with 1 to 2 MiB of cache per core and 32 MiB shared.
@@ -152,6 +155,7 @@ def silenced(chain: Chain, layers: Sequence[str], inputs: Tensor) -> Iterator[Si
     inputs = inputs.detach()
     sizes = [pre[0].numel() for pre in _walk(chain, inputs[:1]).pres]
     chunk = max(1, min(_EXAMPLES, _READ // max(1, *(sizes[at + 1] for at in places)), _HELD // max(1, *sizes)))
+    chunk = math.ceil(len(inputs) / math.ceil(len(inputs) / chunk))  # all alike
     readers = [_Reader.of(chain, at) for at in places]
     for start in range(0, len(inputs), chunk):
         walk = _walk(chain, inputs[start : start + chunk])
@@ -227,7 +231,7 @@ def _walk(chain: Chain, inputs: Tensor) -> _Walk:
             x = _channels_last(x)
         reads.append(x)
         pres.append(stage.pre(x))
-        x = stage.post(pres[-1])
+        x = _post(stage, pres[-1], lost=False)
     return _Walk(reads, pres, x)
 
 
@@ -242,11 +246,37 @@ def _channels_last(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
-def _post(stage: Stage, own: Tensor) -> Tensor:
-    """The steps, in place where that is possible; the argument is lost."""
+def _post(stage: Stage, x: Tensor, *, lost: bool = True) -> Tensor:
+    """The steps, in place where that is possible; the argument is only kept if it must not be lost."""
     for step in stage.steps:
-        own = own.relu_() if step.name == "relu" else step.function(own)
-    return own
+        before = x.data_ptr()
+        windows = _windows(step, *x.shape[2:]) if x.ndim == 4 and x.device.type == "cpu" else None
+        if step.name == "relu":
+            x = x.relu_() if lost else x.relu()
+        else:
+            x = step.function(x) if windows is None else _largest(x, windows)
+        lost = lost or x.data_ptr() != before
+    return x
+
+
+@lru_cache(maxsize=256)
+def _windows(step: Step, height: int, width: int) -> tuple[int, int] | None:
+    """Sides of the windows if a step takes the largest number of windows side by side that fill the image exactly."""
+    if not step.name.startswith("max_pool2d"):
+        return None
+    probe = torch.rand(1, 64, height, width, generator=stream(0, "windows"))
+    found = step.function(probe)
+    windows = height // found.shape[2], width // found.shape[3]
+    fills = (windows[0] * found.shape[2], windows[1] * found.shape[3]) == (height, width)
+    return windows if fills and torch.equal(_largest(probe, windows), found) else None
+
+
+def _largest(x: Tensor, windows: tuple[int, int]) -> Tensor:
+    """Max-pooling without the places of the maxima, which torch writes too; channels last, twice as fast."""
+    x = x.movedim(1, -1)
+    for axis, side in enumerate(windows, start=1):
+        x = reduce(torch.maximum, x.unflatten(axis, (-1, side)).unbind(axis + 1))
+    return x.movedim(-1, 1)
 
 
 def _place(chain: Chain, layer: str) -> int:

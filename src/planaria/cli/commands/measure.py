@@ -208,3 +208,96 @@ def survive(
         expect=expect_score,
     )
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
+
+
+def vulnerability(
+    model: Model = "mlp",
+    weights: Weights = None,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    worst_set: Annotated[
+        int,
+        typer.Option("--worst-set", min=0, help="Size of the worst sets of units; 0: none.", rich_help_panel="Damage"),
+    ] = 5,
+    weights_too: Annotated[
+        bool,
+        typer.Option("--weights-too", help="Also delete every single weight.", rich_help_panel="Damage"),
+    ] = False,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            "--bits",
+            help="Also flip these bits of every single weight, one after another: 31 is the sign of a 32-bit number, "
+            "30 the highest bit of its exponent.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Every unit on every test input, exactly; the default.", rich_help_panel="How"),
+    ] = False,
+    screen: Annotated[
+        bool,
+        typer.Option(
+            "--screen",
+            help="Estimate: a first-order screen, what is in doubt evaluated, of the rest a random part.",
+            rich_help_panel="How",
+        ),
+    ] = False,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            "--precision",
+            help="Estimate every unit's loss to this half-width, from as few inputs as it takes; for example 0.005.",
+            rich_help_panel="How",
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", min=1, help="Processes that share the test inputs.", rich_help_panel="How"),
+    ] = 1,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-under",
+            help="Exit 1 unless the score stays at least this whichever single unit is silenced.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the weak points: what each unit costs when it is silenced, the worst sets, and every single weight.
+
+    Exact for every unit at the price of a few forward passes; leaves a map, a table per unit and a report.
+    """
+    from planaria.cli.ablating import Options, run
+    from planaria.cli.inputs import words
+
+    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    options = Options(
+        exact=exact,
+        screened=screen,
+        precision=precision,
+        kinds=words(kinds),
+        layers=words(layers),
+        worst_set=worst_set,
+        weights_too=weights_too,
+        bits=bits,
+        workers=workers,
+        expect=expect_score,
+        fail_under=fail_under,
+    )
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))

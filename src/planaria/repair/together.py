@@ -1,0 +1,167 @@
+"""Training several small networks together: one product for all their first layers, one step for all their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from planaria.core.errors import InputError
+from planaria.core.network import Network, law
+from planaria.measure.task import Task
+from planaria.repair.retrain import Adam, Optimiser
+from planaria.sweep.chain import Chain
+from planaria.sweep.gemm import fast_products
+
+
+def train_together(
+    nets: Sequence[Network],
+    task: Task,
+    *,
+    updates: int,
+    optimiser: Optimiser | None = None,
+    batch: int = 128,
+    rng: Generator,
+) -> tuple[Network, ...]:
+    """Train several networks of one form on the same batches, equal up to rounding to training each by itself.
+
+    All networks see the same batch at the same time, so that their first layers are one matrix product; the later
+    layers are stacked. The optimiser steps on all of them at once, which is the same because it works entry by entry.
+
+    Args:
+        nets: At least one; all perceptrons of the same sizes, with whatever weights.
+        task: Trained on its training split; its loss must be a mean over the batch.
+        updates: Number of updates, at least 0.
+        optimiser: SGD, Adam, AdamW, or anything with `build(parameters)` that works entry by entry; Adam by default.
+        batch: Examples per update; at most the whole training split is used.
+        rng: Draws the batches, in passes over the data without replacement.
+
+    Returns:
+        The trained networks, in the order given; pinned entries are bit-identical.
+
+    Raises:
+        InputError: Networks of different forms, or ones that are no perceptrons.
+
+    Example:
+        >>> from planaria.core.streams import stream
+        >>> from planaria.measure.datasets import task
+        >>> digits = task("digits")
+        >>> def made(seed: int) -> Network:
+        ...     torch.manual_seed(seed)
+        ...     return Network.of(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), digits.train.inputs)
+        >>> trained = train_together([made(0), made(1)], digits, updates=3, rng=stream(0, "train"))
+        >>> [net.weights["0.weight"].shape for net in trained]
+        [torch.Size([8, 64]), torch.Size([8, 64])]
+
+    Not guaranteed: independence. The networks share the order of their batches; what differs is where they begin.
+    """
+    chains = [_chain(net) for net in nets]
+    if not chains or any(_form(chain) != _form(chains[0]) for chain in chains):
+        raise InputError("train_together(nets)", "one network or more, all of one form", "none, or different forms")
+    if updates < 0:
+        raise InputError("train_together(updates)", "a number of at least 0", updates)
+    stages = chains[0].stages
+    names = [(stage.name, stage.bias) for stage in stages]
+    weights = [_stacked(nets, name, at == 0) for at, (name, _) in enumerate(names)]
+    shifts = [None if bias is None else _stacked(nets, bias, at == 0) for at, (_, bias) in enumerate(names)]
+    plastic = {
+        id(parameter): _multipliers(nets, name, at == 0)
+        for at, (pair, parameters) in enumerate(zip(names, zip(weights, shifts, strict=True), strict=True))
+        for name, parameter in zip(pair, parameters, strict=True)
+        if name is not None and parameter is not None
+    }
+    moving = [parameter for parameter in [*weights, *shifts] if parameter is not None]
+    step = (Adam() if optimiser is None else optimiser).build(moving)
+    data = task.train.to(nets[0].device)
+    size, count = min(batch, len(data)), len(nets)
+
+    def outputs(x: Tensor) -> Tensor:
+        """[networks * batch, outputs]."""
+        for first in chains[0].entry:
+            x = first.function(x)
+        z = functional.linear(x, weights[0], shifts[0]).view(len(x), count, -1).transpose(0, 1)
+        for at, stage in enumerate(stages):
+            if at:
+                shift = shifts[at]
+                product = z @ weights[at].transpose(1, 2)
+                z = product if shift is None else product + shift[:, None]
+            z = stage.post(z)
+        return z.flatten(0, 1)
+
+    waiting = torch.empty(0, dtype=torch.long)
+    with fast_products(nets[0].device), torch.enable_grad():
+        for _ in range(updates):
+            while len(waiting) < size:
+                waiting = torch.cat([waiting, torch.randperm(len(data), generator=rng)])
+            rows, waiting = waiting[:size].to(data.inputs.device), waiting[size:]
+            targets = data.targets[rows]
+            # The loss is a mean over all rows, so times the number of networks it is the sum of their means.
+            loss = task.loss(outputs(data.inputs[rows]), targets.repeat(count, *[1] * (targets.ndim - 1))) * count
+            step.zero_grad(set_to_none=True)
+            loss.backward()
+            before = [(p, p.detach().clone()) for p in moving if plastic[id(p)] is not None]
+            step.step()
+            with torch.no_grad():
+                for parameter, old in before:
+                    multiplier = plastic[id(parameter)]
+                    assert multiplier is not None
+                    parameter.copy_(law(old, parameter, multiplier))
+    return tuple(_unstacked(net, number, count, names, weights, shifts) for number, net in enumerate(nets))
+
+
+def _chain(net: Network) -> Chain:
+    found = Chain.of(net) if net.inputs is not None else "it has no example inputs"
+    if isinstance(found, str):
+        raise InputError("train_together(nets)", "perceptrons", found, "Train the networks one after another.")
+    plain = found.linear and not any(stage.folded for stage in found.stages)
+    names = [stage.name for stage in found.stages]
+    known = {name for stage in found.stages for name in (stage.name, stage.bias) if name is not None}
+    pointwise = all(step.pointwise for stage in found.stages for step in stage.steps)
+    whole = all(stage.weight.shape == net.weights[stage.name].shape for stage in found.stages)
+    if not (plain and pointwise and whole and len(set(names)) == len(names) and known == net.weights.keys()):
+        raise InputError(
+            "train_together(nets)",
+            "linear layers with element-wise functions between them, each with weights of its own",
+            ", ".join(f"{name} {list(weight.shape)}" for name, weight in net.weights.items()),
+            "Train the networks one after another.",
+        )
+    return found
+
+
+def _form(chain: Chain) -> list[tuple[object, ...]]:
+    return [
+        (stage.name, stage.bias, stage.weight.shape, stage.weight.dtype, tuple(step.name for step in stage.steps))
+        for stage in chain.stages
+    ]
+
+
+def _stacked(nets: Sequence[Network], name: str, first: bool) -> nn.Parameter:
+    """A weight of all networks: one below the other for the first layer, else [networks, ...]."""
+    tensors = [net.weights[name].detach() for net in nets]
+    return nn.Parameter(torch.cat(tensors) if first else torch.stack(tensors))
+
+
+def _multipliers(nets: Sequence[Network], name: str, first: bool) -> Tensor | None:
+    """The plasticity of a stacked weight; None where it is 1 everywhere."""
+    tensors = [net.plasticity[name] for net in nets]
+    joined = torch.cat(tensors) if first else torch.stack(tensors)
+    return None if bool((joined == 1).all()) else joined
+
+
+def _unstacked(
+    net: Network,
+    number: int,
+    count: int,
+    names: Sequence[tuple[str, str | None]],
+    weights: Sequence[Tensor],
+    shifts: Sequence[Tensor | None],
+) -> Network:
+    found: dict[str, Tensor] = {}
+    for at, (pair, tensors) in enumerate(zip(names, zip(weights, shifts, strict=True), strict=True)):
+        for name, tensor in zip(pair, tensors, strict=True):
+            if name is not None and tensor is not None:
+                own = tensor.detach().chunk(count)[number] if at == 0 else tensor.detach()[number]
+                found[name] = own.clone()
+    return net.with_weights(found)

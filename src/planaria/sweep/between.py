@@ -1,0 +1,148 @@
+"""Between networks: scores along the straight lines that join several networks of one architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from planaria.core.errors import InputError
+from planaria.core.network import Network
+from planaria.sweep.chain import Chain, Stage
+from planaria.sweep.replay import chunks
+from planaria.sweep.tally import Judge
+
+CHUNK = 512
+"""Examples at a time: the activations of a hidden layer then stay in cache."""
+
+
+def scores_between(
+    nets: Sequence[Network], shares: Sequence[float], inputs: Tensor, targets: Tensor, judge: Judge
+) -> Tensor:
+    """Mean score of (1 - share) * a + share * b for every two of some networks.
+
+    For chains the first product is linear in its weights, so it is taken once for each network and interpolated,
+    instead of once for each pair and share: z(share) = (1 - share) z_a + share z_b. Networks with buffers (statistics)
+    are interpolated in their weights and buffers; where normalisation is folded, or for other architectures, each
+    network on the line is run whole.
+
+    Args:
+        nets: At least two, of one architecture.
+        shares: From 0 (the first network of a pair) to 1 (the second), in any order.
+        inputs: [examples, ...].
+        targets: [examples, ...].
+        judge: How outputs are scored.
+
+    Returns:
+        [networks, networks, shares], double; at [a, b] along the line from a to b. [a, a] is the score of a.
+
+    Raises:
+        InputError: Fewer than two networks, or networks with different weights.
+
+    Example:
+        >>> from torch import nn
+        >>> from planaria.measure.scores import ACCURACY
+        >>> nets = [Network.of(nn.Linear(2, 2), torch.ones(1, 2)) for _ in range(3)]
+        >>> x, y = torch.randn(20, 2), torch.zeros(20, dtype=torch.int64)
+        >>> scores_between(nets, [0.0, 0.5, 1.0], x, y, Judge(ACCURACY)).shape
+        torch.Size([3, 3, 3])
+
+    Source: linear interpolation of weights (Goodfellow, Vinyals and Saxe, 2015).
+
+    Not guaranteed: last bits; predictions where the two largest outputs lie within rounding of each other.
+    """
+    nets, shares = list(nets), [float(share) for share in shares]
+    shapes = [{name: weight.shape for name, weight in net.weights.items()} for net in nets]
+    if len(nets) < 2 or any(shape != shapes[0] for shape in shapes):
+        raise InputError("scores_between(nets)", "two networks or more with the same weights", len(nets))
+    chains = [Chain.of(net) if net.inputs is not None else "no example inputs" for net in nets]
+    fit = [chain for chain in chains if isinstance(chain, Chain)]
+    plain = len(fit) == len(nets) and all(_interpolates(chain, net) for chain, net in zip(fit, nets, strict=True))
+    sums = torch.zeros(len(nets), len(nets), len(shares), dtype=torch.float64)
+    for x, t in chunks(inputs, targets, CHUNK if plain else 4 * CHUNK):
+        with torch.no_grad():
+            sums += _by_chain(fit, shares, x, t, judge) if plain else _whole(nets, shares, x, t, judge)
+    return sums / len(inputs)
+
+
+def _interpolates(chain: Chain, net: Network) -> bool:
+    """Whether the chain's weights are the network's own, each used once."""
+    names = [name for stage in chain.stages for name in (stage.name, stage.bias) if name is not None]
+    kept = len(names) == len(set(names)) == len(net.weights) and not net.buffers
+    return kept and not any(stage.folded for stage in chain.stages)
+
+
+def _by_chain(chains: Sequence[Chain], shares: Sequence[float], x: Tensor, t: Tensor, judge: Judge) -> Tensor:
+    """Sums of scores over a chunk, [networks, networks, shares]."""
+    sums = torch.zeros(len(chains), len(chains), len(shares), dtype=torch.float64)
+    begun = [chain.stages[0].pre(chain.begin(x)) for chain in chains]
+    for number, (chain, z) in enumerate(zip(chains, begun, strict=True)):
+        sums[number, number] = judge.values(_rest(chain.stages, chain.stages, 0.0, z), t).sum().cpu()
+    done = {place: share for place, share in enumerate(shares) if share in {0.0, 1.0}}
+    for a, b in combinations(range(len(chains)), 2):
+        for place, share in enumerate(shares):
+            if place in done:
+                continue
+            z = torch.lerp(begun[a], begun[b], share)
+            sums[a, b, place] = judge.values(_rest(chains[a].stages, chains[b].stages, share, z), t).sum().cpu()
+        for place, share in done.items():
+            sums[a, b, place] = sums[b, b, 0] if share else sums[a, a, 0]
+        sums[b, a] = _reversed(sums[a, b], shares, chains, a, b, begun, t, judge)
+    return sums
+
+
+def _reversed(
+    forth: Tensor,
+    shares: Sequence[float],
+    chains: Sequence[Chain],
+    a: int,
+    b: int,
+    begun: Sequence[Tensor],
+    t: Tensor,
+    judge: Judge,
+) -> Tensor:
+    """The line walked the other way: the same points where the shares are symmetric."""
+    back = torch.empty_like(forth)
+    for place, share in enumerate(shares):
+        twin = next((at for at, other in enumerate(shares) if abs(other - (1.0 - share)) < 1e-12), None)
+        if twin is not None:
+            back[place] = forth[twin]
+        else:
+            z = torch.lerp(begun[b], begun[a], share)
+            back[place] = judge.values(_rest(chains[b].stages, chains[a].stages, share, z), t).sum().cpu()
+    return back
+
+
+def _rest(one: Sequence[Stage], other: Sequence[Stage], share: float, z: Tensor) -> Tensor:
+    """Outputs from the first product on, with later weights on the line between two chains."""
+    for at, (first, second) in enumerate(zip(one, other, strict=True)):
+        if at:
+            weight = torch.lerp(first.weight, second.weight, share) if share else first.weight
+            shift = first.shift
+            if shift is not None and second.shift is not None and share:
+                shift = torch.lerp(shift, second.shift, share)
+            z = first.product(z, weight, shift)
+        z = first.post(z)
+    return z
+
+
+def _whole(nets: Sequence[Network], shares: Sequence[float], x: Tensor, t: Tensor, judge: Judge) -> Tensor:
+    """The same, each network on a line run whole."""
+    sums = torch.zeros(len(nets), len(nets), len(shares), dtype=torch.float64)
+    for a, one in enumerate(nets):
+        for b, other in enumerate(nets):
+            for place, share in enumerate(shares):
+                sums[a, b, place] = judge.values(_on_the_line(one, other, share)(x), t).sum().cpu()
+    return sums
+
+
+def _on_the_line(one: Network, other: Network, share: float) -> Network:
+    weights = {name: torch.lerp(weight, other.weights[name], share) for name, weight in one.weights.items()}
+    buffers = {
+        name: torch.lerp(buffer, other.buffers[name], share)
+        for name, buffer in one.buffers.items()
+        if buffer.is_floating_point()
+    }
+    return one.with_weights(weights, buffers)

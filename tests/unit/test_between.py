@@ -1,0 +1,103 @@
+"""Scores on the lines between networks, and networks trained together."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from cases import NETWORKS
+from planaria.core.errors import InputError
+from planaria.core.network import Network
+from planaria.core.streams import stream
+from planaria.measure.datasets import task
+from planaria.measure.scores import ACCURACY, Score
+from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
+from planaria.repair.together import train_together
+from planaria.sweep.between import scores_between
+from planaria.sweep.tally import Judge
+
+LARGEST = Score("largest", lambda y, t: float(y.amax(1).mean()), per_example=lambda y, t: y.amax(1))
+
+
+def _made(seed: int, *sizes: int, bias: bool = True) -> Network:
+    rng = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for read, made in pairwise(sizes):
+        layers += [nn.Linear(read, made, bias=bias), nn.ReLU()]
+    net = Network.of(nn.Sequential(*layers[:-1]), torch.ones(2, sizes[0]))
+    return net.with_weights({name: torch.randn(w.shape, generator=rng) * 0.4 for name, w in net.weights.items()})
+
+
+@pytest.mark.parametrize("name", ["mlp-relu", "mlp-gelu-no-bias", "cnn-batchnorm", "residual", "double", "tied"])
+def test_scores_between_networks_are_those_of_the_interpolated_networks(name: str) -> None:
+    case = NETWORKS[name]
+    net, rng = case.network(), stream(3, "others")
+    others = [
+        net.with_weights({n: w + 0.3 * torch.randn(w.shape, generator=rng).to(w) for n, w in net.weights.items()})
+        for _ in range(2)
+    ]
+    nets, shares, x = [net, *others], [0.0, 0.3, 0.5, 1.0], case.inputs(30)
+    t = net(x).argmax(1)
+    found = scores_between(nets, shares, x, t, Judge(LARGEST))
+    for a, one in enumerate(nets):
+        for b, other in enumerate(nets):
+            for place, share in enumerate(shares):
+                weights = {n: torch.lerp(w, other.weights[n], share) for n, w in one.weights.items()}
+                outputs = one.with_weights(weights)(x)
+                assert float(found[a, b, place]) == pytest.approx(float(outputs.amax(1).mean()), rel=1e-4, abs=1e-5)
+
+
+def test_the_ends_of_a_line_are_the_networks_themselves() -> None:
+    nets = [_made(seed, 5, 7, 6, 3) for seed in range(3)]
+    x = torch.randn(700, 5, generator=torch.Generator().manual_seed(1))
+    t = nets[0](x).argmax(1)
+    found = scores_between(nets, [0.0, 0.25, 1.0], x, t, Judge(ACCURACY))
+    own = [float((net(x).argmax(1) == t).double().mean()) for net in nets]
+    for a in range(3):
+        for b in range(3):
+            assert found[a, b, [0, 2]].tolist() == pytest.approx([own[a], own[b]])
+
+
+def test_networks_that_cannot_be_joined_are_refused() -> None:
+    x, t = torch.ones(2, 5), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(InputError, match="two networks or more"):
+        scores_between([_made(0, 5, 3)], [0.5], x, t, Judge(ACCURACY))
+    with pytest.raises(InputError, match="the same weights"):
+        scores_between([_made(0, 5, 3), _made(0, 5, 4, 3)], [0.5], x, t, Judge(ACCURACY))
+
+
+@pytest.mark.parametrize("optimiser", [SGD(0.05, 0.9, 1e-3), Adam(1e-3), AdamW(1e-3, 0.1)], ids=repr)
+@pytest.mark.parametrize("bias", [True, False])
+def test_networks_trained_together_are_those_trained_one_after_another(optimiser: Optimiser, bias: bool) -> None:
+    digits = task("digits")
+    nets = [_made(seed, 64, 12, 9, 10, bias=bias) for seed in range(3)]
+    together = train_together(nets, digits, updates=7, optimiser=optimiser, batch=32, rng=stream(0, "batches"))
+    for net, found in zip(nets, together, strict=True):
+        flow = Retrain(digits, optimiser, 32)(net, stream(0, "batches"))
+        alone = [next(flow) for _ in range(7)][-1].network
+        for name, weight in alone.weights.items():
+            assert torch.allclose(found.weights[name], weight, rtol=1e-3, atol=2e-5), name
+
+
+def test_pinned_entries_stay_when_networks_are_trained_together() -> None:
+    digits = task("digits")
+    nets = [_made(seed, 64, 12, 10) for seed in range(2)]
+    pinned = {"0.weight": torch.zeros(12, 64, dtype=torch.bool), "2.bias": torch.zeros(10, dtype=torch.bool)}
+    pinned["0.weight"][3], pinned["2.bias"][4] = True, True
+    nets[1] = nets[1].pin(pinned)
+    _, second = train_together(nets, digits, updates=5, optimiser=SGD(0.1), rng=stream(0, "batches"))
+    assert torch.equal(second.weights["0.weight"][3], nets[1].weights["0.weight"][3])
+    assert torch.equal(second.weights["2.bias"][4], nets[1].weights["2.bias"][4])
+    assert not torch.equal(second.weights["0.weight"][2], nets[1].weights["0.weight"][2])
+
+
+def test_networks_that_cannot_be_trained_together_are_refused() -> None:
+    digits, rng = task("digits"), stream(0, "batches")
+    for nets in ([], [_made(0, 64, 12, 10), _made(0, 64, 13, 10)], [NETWORKS["residual"].network()]):
+        with pytest.raises(InputError, match="train_together"):
+            train_together(nets, digits, updates=1, rng=rng)
+    with pytest.raises(InputError, match="updates"):
+        train_together([_made(0, 64, 12, 10)], digits, updates=-1, rng=rng)
