@@ -102,8 +102,8 @@ def total(choices: Iterable[Choice]):  # type: ignore[no-untyped-def]
 
 def test_intervals_cover_95_percent_of_units_where_flips_are_rare() -> None:
     covered, flips, errors, unbiased = [], [], [], []
-    for seed in range(4):
-        population = Population.drawn(10_000, 64, seed, scale=0.03 * 2**seed)
+    for seed in range(5):
+        population = Population.drawn(10_000, 64, seed, scale=0.02 * 2**seed)
         found = population.screened(Design.of(10_000, 0.05, 0.02), seed)
         intervals = found.intervals()
         covered.append(intervals.covers(population.effects))
@@ -113,7 +113,7 @@ def test_intervals_cover_95_percent_of_units_where_flips_are_rare() -> None:
     shares = torch.cat(flips)
     assert 5e-4 < float(shares.quantile(0.1)) < 5e-3 and 0.01 < float(shares.quantile(0.9)) < 0.1
     share = float(torch.cat(covered).double().mean())
-    assert 0.93 <= share <= 0.985, share  # 256 units: 95 % is uncertain by 1.4 %
+    assert 0.93 <= share <= 0.985, share  # of 320 units, which makes 97 % uncertain by 1 %
     assert float(torch.cat(errors).mean()) < 0.002
     assert float(torch.cat(errors).mean()) < float(torch.cat(unbiased).mean())  # pooling helps a single unit
 
@@ -130,14 +130,14 @@ def test_intervals_cover_where_next_to_nothing_is_left_to_chance() -> None:
 def test_estimates_have_no_bias_however_wrong_the_predictions_are(correlation: float) -> None:
     population = Population.drawn(400, 12, 5, scale=1.0, correlation=correlation)
     design = Design((0.05, 0.2), (1.0, 0.5, 0.1))
-    found = torch.stack([population.screened(design, seed, block=200).unbiased for seed in range(300)])
+    found = torch.stack([population.screened(design, seed, block=200).unbiased for seed in range(200)])
     error = found.std(0) / math.sqrt(len(found))
-    assert float(error.min()) > 0.0
-    off = (found.mean(0) - population.effects).abs() / error
-    assert float(off.max()) < 4.0, off
+    assert float(error.mean()) > 1e-4
+    off = (found.mean(0) - population.effects).abs()
+    assert bool((off <= 4 * error + 1e-12).all()), off / error
     # Twice as many evaluations, less noise.
     more = torch.stack(
-        [population.screened(Design((0.2, 0.5), (1.0, 0.5, 0.2)), seed, block=200).unbiased for seed in range(100)]
+        [population.screened(Design((0.2, 0.5), (1.0, 0.5, 0.2)), seed, block=200).unbiased for seed in range(60)]
     )
     assert float(more.std(0).mean()) < 0.8 * float(found.std(0).mean())
 

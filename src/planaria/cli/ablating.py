@@ -282,7 +282,7 @@ def _gate(document: dict[str, Any], fail_under: float | None, screen: Screen) ->
         return 0
     score = "no finite score" if worst["lost"] is None else f"{found['intact'] - worst['lost']:.4f}"
     screen.errors.print(
-        f"Gate failed: {score} without unit {worst['unit']} of layer {worst['layer']} is under {fail_under:g}.",
+        f"Gate failed: {score} without unit {worst['layer']}[{worst['unit']}] is under {fail_under:g}.",
         style="red",
         markup=False,
     )
@@ -332,8 +332,8 @@ def _show(document: dict[str, Any], screen: Screen) -> None:
     alone = ", of one unit" if found["way"] == EXACT else ""
     say(
         f"{found['unit_total']:,} units on {found['examples']:,} inputs{price} ({found['way']}); "
-        f"audited {checked['lesions']}, mismatches {checked['mismatches']}, ties {checked['ties']}. direct, total: change "
-        f"of the mean {found['margin']}, before and after later layers respond; compensated: the difference. "
+        f"audited {checked['lesions']}, mismatches {checked['mismatches']}, ties {checked['ties']}. direct, total: "
+        f"change of the mean {found['margin']}, before and after later layers respond; compensated: the difference. "
         f"Intervals {found['intervals']}{alone}.",
         markup=False,
         soft_wrap=True,

@@ -223,7 +223,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _name(layer: str, unit: int) -> str:
-    return f"unit {unit} of layer {layer}"
+    return f"{layer}[{unit}]"
 
 
 def _percent(share: float) -> str:

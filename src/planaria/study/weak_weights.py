@@ -140,4 +140,4 @@ def weigh(net: Network, name: str, new: New, task: Task, *, data: Data, workers:
         "seconds": effects.seconds,
         "forward": effects.forward,
     }
-    return WeakWeights(name, new, effects.lost[name].cpu(), float(changed.double().mean()), facts)
+    return WeakWeights(name, new, effects.lost[name].cpu() + 0.0, float(changed.double().mean()), facts)

@@ -30,6 +30,8 @@ _HELD = 2**22  # outputs at a time
 _LANES = 16
 _FEW = 0.8
 """Share of the examples below which copying them out costs less than computing all."""
+_Pairs = tuple[Tensor, ...]
+
 _OUTWEIGHS = 64.0
 """A unit with so many times the contribution of all others together is cut out anew: the difference has no digits."""
 
@@ -335,7 +337,10 @@ class _Reader:
         return self.chain.stages[self.at]
 
     def edit(self, walk: _Walk) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Units, pairs and changed outputs of `Silenced`, block by block."""
+        """Units, pairs and changed outputs of `Silenced`, block by block.
+
+        Ways take maps [units, examples, ...] and slices of some units, and (unit, example) of the pairs, None for all.
+        """
         read, z, intact = walk.reads[self.at], walk.pres[self.at], walk.outputs
         n, count = len(read), len(self.slices)
         maps = (read.unflatten(1, (count, -1)) if read.ndim == 2 else read).transpose(0, 1).contiguous()
@@ -351,23 +356,30 @@ class _Reader:
         elif self.slices.shape[1] > 1:
             way, held = self._blockwise, n * z.shape[1] * (_HELD // _MADE)
         else:
-            way = self._rank_one if self.behind else self._direct
+            way = self._rank_one if self.behind else self._dense
+        outweighs &= active
         for units in torch.arange(count, device=z.device).split(max(1, _HELD // held)):
             chosen = slice(int(units[0]), int(units[-1]) + 1)
-            whole = way == self._direct or bool(active[chosen].all())
-            wanted = torch.ones_like(active[chosen]) if whole else active[chosen]
-            unit, example = wanted.nonzero(as_tuple=True)
-            changed = way(chosen, unit, example, maps, z)
-            anew = outweighs[chosen][unit, example].nonzero().squeeze(1)
-            for some in anew.split(max(1, _MADE // read[0].numel())) if len(anew) else ():
-                changed[some] = self._anew(units[unit[some]], example[some], read)
-            yield units, None if whole else unit * n + example, changed
+            whole = not self.behind or bool(active[chosen].all())
+            pairs = None if whole else active[chosen].nonzero(as_tuple=True)
+            places = None if pairs is None else pairs[0] * n + pairs[1]
+            changed = way(maps[chosen], self.slices[chosen], pairs, z)
+            if bool(outweighs[chosen].any()):
+                unit, example = outweighs[chosen].nonzero(as_tuple=True)
+                at = unit * n + example
+                at = at if places is None else torch.searchsorted(places, at)
+                for some in torch.arange(len(at), device=z.device).split(max(1, _MADE // read[0].numel())):
+                    changed[at[some]] = self._anew(units[unit[some]], example[some], read)
+            yield units, places, changed
 
-    def _rank_one(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
-        """Pairs of a linear layer that reads one number per unit: rows z - h w, fused with the choice of the rows."""
-        table = torch.cat([z, self.slices[chosen, 0]])
+    def _rank_one(self, maps: Tensor, slices: Tensor, pairs: _Pairs | None, z: Tensor) -> Tensor:
+        """Linear layer that reads one number per unit: rows z - h w, fused with the choice of the rows."""
+        if pairs is None:
+            return self._dense(maps, slices, pairs, z)
+        unit, example = pairs
+        h = maps[unit, example, 0]
+        table = torch.cat([z, slices[:, 0]])
         index = torch.stack([example, unit + len(z)], 1).view(-1)
-        h = maps[chosen, :, 0][unit, example]
         factor = torch.stack([torch.ones_like(h), -h], 1).view(-1)
         rows = max(1, _MADE // z.shape[1])
         starts = torch.arange(0, 2 * min(rows, len(unit)), 2, device=z.device)
@@ -378,39 +390,45 @@ class _Reader:
             into.copy_(self._rest(edited))  # nothing new is kept, so that each round finds the memory of the last one
         return changed
 
-    def _direct(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
-        """All pairs of the layer before the outputs."""
-        return self._rest(torch.addcmul(z, maps[chosen], self.slices[chosen], value=-1).flatten(0, 1))
+    def _dense(self, maps: Tensor, slices: Tensor, pairs: _Pairs | None, z: Tensor) -> Tensor:
+        """The same for all pairs."""
+        many = max(1, _MADE // z.numel())
+        changed = z.new_empty(len(maps) * len(z), self.chain.stages[-1].made)
+        parts = maps.split(many), slices.split(many), changed.split(many * len(z))
+        for h, w, into in zip(*parts, strict=True):
+            into.copy_(self._rest(torch.addcmul(z, h, w, value=-1).flatten(0, 1)))
+        return changed
 
-    def _blockwise(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
-        """Pairs of a linear layer that reads several numbers per unit."""
-        slices = self.slices[chosen]
-        rows = torch.baddbmm(z.expand(len(slices), *z.shape), maps[chosen], slices, alpha=-1)
-        return self._rest(rows.flatten(0, 1) if len(unit) == rows.shape[:2].numel() else rows[unit, example])
+    def _blockwise(self, maps: Tensor, slices: Tensor, pairs: _Pairs | None, z: Tensor) -> Tensor:
+        """Linear layer that reads several numbers per unit: z minus the product of its block of columns."""
+        rows = torch.baddbmm(z.expand(len(slices), *z.shape), maps, slices, alpha=-1)
+        return self._rest(rows.flatten(0, 1) if pairs is None else rows[pairs])
 
-    def _convolved(self, chosen: slice, unit: Tensor, example: Tensor, maps: Tensor, z: Tensor) -> Tensor:
-        """Pairs of a convolution: z without the convolution of the unit's map alone."""
-        if not len(unit):
-            return self._rest(z[:0].clone())
-        held, filled = z, 0
-        counts = torch.bincount(unit, minlength=chosen.stop - chosen.start).tolist()
-        for place, some in zip(range(chosen.start, chosen.stop), example.split(counts), strict=True):
+    def _convolved(self, maps: Tensor, slices: Tensor, pairs: _Pairs | None, z: Tensor) -> Tensor:
+        """Convolution: z minus the convolution of the unit's map alone."""
+        everything = torch.arange(len(z), device=z.device)
+        examples: Sequence[Tensor] = [everything] * len(maps)
+        if pairs is not None:
+            examples = pairs[1].split(torch.bincount(pairs[0], minlength=len(maps)).tolist())
+        total, filled, held = sum(len(some) for some in examples), 0, z
+        for alone, weight, some in zip(maps, slices, examples, strict=True):
             if not len(some):
                 continue
-            alone, kept, part = maps[place], z, len(some) < len(z)
+            kept, part = z, len(some) < len(z)
             if part and len(some) < _FEW * len(z):
                 alone, kept, part = alone[some], z.movedim(1, -1)[some].movedim(-1, 1), False
             alone = alone.unsqueeze(1)
-            taken = self.stage.product(_channels_last(alone) if alone.ndim == 4 else alone, self.slices[place, :, None])
+            taken = self.stage.product(_channels_last(alone) if alone.ndim == 4 else alone, weight.unsqueeze(1))
             made = self._stepped(torch.sub(kept, taken, out=taken)).movedim(1, -1)
             if not filled:
-                held = made.new_empty(len(unit), *made.shape[1:])
-            held[filled : filled + len(some)] = made[some] if part else made
+                held = made.new_empty(total, *made.shape[1:])
+            into = held[filled : filled + len(some)]
+            torch.index_select(made, 0, some, out=into) if part else into.copy_(made)
             filled += len(some)
-        return self._finished(held.movedim(-1, 1))
+        return self._finished(held.movedim(-1, 1)) if total else self._rest(z[:0].clone())
 
     def _anew(self, units: Tensor, examples: Tensor, read: Tensor) -> Tensor:
-        """Pairs without any delta rule: the unit set to zero before the product."""
+        """Outputs without any delta rule: the unit set to zero before the product."""
         rows = read[examples]
         cells = rows.unflatten(1, (len(self.slices), -1)) if rows.ndim == 2 else rows
         cells[torch.arange(len(rows), device=rows.device), units] = 0

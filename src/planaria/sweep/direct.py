@@ -152,7 +152,7 @@ def direct_effects(
         for layer, sums in found.items():
             for gate in program.gates[layer]:
                 sums -= _by_unit(products[gate.at], gate, len(sums)).cpu()
-    return {layer: sums / max(1, len(inputs)) for layer, sums in found.items()}
+    return {layer: sums / max(1, len(inputs)) + 0.0 for layer, sums in found.items()}
 
 
 def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:

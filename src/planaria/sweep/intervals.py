@@ -174,8 +174,8 @@ class Exact:
             weight = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
         else:
             weight = stages[1].weight
-        lo, hi = _winning(logits, intact.targets, weight, ties=was_right)
-        if not was_right:
+        lo, hi = _winning(logits, intact.targets, weight)
+        if not was_right:  # where a change levels two logits, the other wins
             lo, hi = lo.nextafter(torch.full_like(lo, math.inf)), hi.nextafter(torch.full_like(hi, -math.inf))
         # Beyond this the outputs overflow.
         most = torch.finfo(logits.dtype).max
@@ -223,16 +223,15 @@ class Exact:
             counts[j] += len(some) - inside if self.was_right else inside
 
 
-def _winning(logits: Tensor, targets: Tensor, weight: Tensor, *, ties: bool) -> tuple[Tensor, Tensor]:
+def _winning(logits: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest change of each unit at which the label's logit is at least all others [examples, units].
 
-    The least is infinite where there is none.
+    The least is infinite where a logit that no change of the unit reaches is above.
 
     Args:
         logits: [examples, classes].
         targets: [examples], sorted.
         weight: [classes, units].
-        ties: Whether logits that no change of a unit tells apart are won where they are equal.
     """
     lo, hi = (logits.new_empty(len(logits), weight.shape[1]) for _ in range(2))
     for label, rows in _by_label(targets):
@@ -244,6 +243,7 @@ def _winning(logits: Tensor, targets: Tensor, weight: Tensor, *, ties: bool) -> 
         lower = torch.where((slope < 0) & ~level, math.inf, -math.inf).to(slope)
         level[label] = False
         tied = bool(level.any())
+        earlier = torch.arange(len(weight), device=weight.device).unsqueeze(1) < label
         lead = logits[rows, label : label + 1] - logits[rows]
         lead[:, label] = math.inf
         size = max(1, 4 * CELLS // slope.numel())
@@ -254,7 +254,8 @@ def _winning(logits: Tensor, targets: Tensor, weight: Tensor, *, ties: bool) -> 
             hi[at] = torch.maximum(ends, upper).amin(1)
             lo[at] = torch.minimum(ends, lower).amax(1)
             if tied:
-                behind = some < 0 if ties else some <= 0
+                # Of equal logits the first wins.
+                behind = torch.where(earlier, some <= 0, some < 0)
                 lo[at] = lo[at].masked_fill((behind & level).any(1), math.inf)
     return lo, hi
 

@@ -25,7 +25,7 @@ MEANINGS = {
     REPLAY: "what depends on the lesion is run again by the same operations, bit-identical",
     BRUTE: "the whole damaged network is run",
     EDGES: "a safe interval for each unit's input; single weights are tried only where they leave it",
-    NESTED: "each step adds back the units that die there",
+    NESTED: "each step takes out the units that die there, nothing else is done again",
 }
 """Way -> what is done."""
 

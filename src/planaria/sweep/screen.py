@@ -254,7 +254,11 @@ class _Evaluator:
             change.append(total)
             idle.append(~busy)
         return _FirstOrder(
-            numbers, torch.cat(change, 1), torch.cat(idle, 1), right, {**self.program.held, **values, self.program.input: inputs}
+            numbers,
+            torch.cat(change, 1),
+            torch.cat(idle, 1),
+            right,
+            {**self.program.held, **values, self.program.input: inputs},
         )
 
     def _silenced(self, base: Mapping[int, Tensor], layer: str, units: Tensor, rows: Tensor) -> Tensor:
@@ -264,15 +268,28 @@ class _Evaluator:
         first = program.first([layer])
         wanted = program.needs(first) | first
         if wanted <= program.rows.keys():
-            picked = program.pick(base, wanted, rows)
+            picked = {**program.held, **{at: _picked(program, base, at, rows) for at in {program.input, *wanted}}}
         else:
             picked = program.run(base[program.input][rows], keep=wanted)
         edits: dict[int, Edit] = {at: _closing(gate, units) for at, gate in gates.items()}
         return program.resume(picked, {at: edits[at](picked[at]) for at in first}, edits)
 
 
+def _picked(program: Program, base: Mapping[int, Tensor], at: int, rows: Tensor) -> Tensor:
+    """A value of some examples, laid out in memory as it was: recorded operations may count on that."""
+    value, place = base[at], program.rows[at]
+    order = sorted(range(value.ndim), key=value.stride, reverse=True)
+    places = place.places(rows, len(base[program.input]))
+    some = value.permute(order).index_select(order.index(place.axis), places)
+    return some.permute([order.index(axis) for axis in range(value.ndim)])
+
+
 def _closing(gate: Gate, units: Tensor) -> Edit:
-    return lambda value: gate.closed(value, units)
+    def close(value: Tensor) -> Tensor:
+        shut = gate.closed(value, units)
+        return shut if shut.stride() == value.stride() else torch.empty_like(value).copy_(shut)
+
+    return close
 
 
 def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:

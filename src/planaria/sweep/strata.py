@@ -300,7 +300,10 @@ class _Count:
 
 
 def _shortest(up: _Count, down: _Count, level: float) -> tuple[Tensor, Tensor]:
-    """Ends of the fewest values of up - down that have a given probability."""
+    """Ends of the most likely values of up - down, as many as bring their probability nearest to the level.
+
+    At least that probability would be more than asked on average, much more where counts are small.
+    """
     spread = (up.mean + up.mean.square() / up.shape + down.mean + down.mean.square() / down.shape).sqrt()
     reach = float(torch.maximum(up.mean, down.mean).add(12 * spread).max())
     size = 1 << math.ceil(math.log2(2 * reach + 16))
@@ -314,7 +317,7 @@ def _shortest(up: _Count, down: _Count, level: float) -> tuple[Tensor, Tensor]:
         chance = torch.fft.irfft(transform, size).roll(size // 2, 1).clamp(min=0.0)
         chance = chance / chance.sum(1, keepdim=True)
         ranked = chance.sort(dim=1, descending=True, stable=True)
-        inside = ranked.values.cumsum(1) - ranked.values < level
+        inside = ranked.values.cumsum(1) - ranked.values / 2 < level
         chosen = values[ranked.indices]
         low[part] = torch.where(inside, chosen, size).amin(1).double()
         high[part] = torch.where(inside, chosen, -size).amax(1).double()
