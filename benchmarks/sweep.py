@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     begun = time.perf_counter()
     for name in wanted:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
             with warnings.catch_warnings():
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows += known[name](options.quick)
         except Exception as problem:  # the others still run
             failed.append(f"{name}: {type(problem).__name__}: {problem}")
-        print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+        spent = time.perf_counter() - start
+        print(f"{spent:.1f} s, {time.process_time() - cpu:.1f} s of CPU", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - begun
     print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else text(here, rows, seconds))
     for line in failed:
@@ -76,20 +77,29 @@ def benchmarks() -> tuple[dict[str, Benchmark], list[str]]:
             found |= getattr(import_module(f"suite.{name}"), "BENCHMARKS", {})
         except ImportError as problem:
             failed.append(f"suite.{name}: {problem}")
-    return dict(sorted(found.items(), key=lambda item: (int("".join(filter(str.isdigit, item[0]))), item[0]))), failed
+    return {name: found[name] for name in sorted(found, key=rank)}, failed
 
 
 def save(here: dict[str, Any], rows: list[Row], quick: bool) -> None:
     """Write the results, rows of benchmarks that were not run kept."""
     place = RESULTS / "sweep.json"
     kept = json.loads(place.read_text(encoding="utf-8"))["rows"] if place.exists() else []
-    new = {row.id for row in rows}
-    all_rows = [Row(**row) for row in kept if row["id"] not in new] + rows
-    order = list(benchmarks()[0])
-    all_rows.sort(key=lambda row: order.index(row.id) if row.id in order else len(order))
-    document = {"machine": here, "quick": quick, "rows": [asdict(row) for row in all_rows]}
+    new = {benchmark(row) for row in rows}
+    rows = [row for row in (Row(**fields) for fields in kept) if benchmark(row) not in new] + rows
+    rows.sort(key=lambda row: rank(benchmark(row)))  # stable: the rows of one benchmark stay in its order
+    document = {"machine": here, "quick": quick, "rows": [asdict(row) for row in rows]}
     place.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "sweep.md").write_text(text(here, all_rows, None), encoding="utf-8")
+    (RESULTS / "sweep.md").write_text(text(here, rows, None), encoding="utf-8")
+
+
+def benchmark(row: Row) -> str:
+    """Id of the benchmark that a row is from; the row's may say more, as in "B6 bitwise"."""
+    return row.id.split()[0]
+
+
+def rank(name: str) -> tuple[int, str]:
+    """B1 before B3b before B10."""
+    return int("".join(filter(str.isdigit, name))), name
 
 
 # ------------------------------------------------------------------------------------------------------ table

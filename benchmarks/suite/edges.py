@@ -19,7 +19,7 @@ from planaria.sweep.edges import Becomes, Flipped, NewValue, weight_map
 from planaria.sweep.tally import Judge, Tally
 
 FIRST, SECOND = "0.weight", "2.weight"
-BITS = range(32)
+JUDGE = Judge(ACCURACY)
 TIMED = 9
 """Weights that the naive way is timed on; every weight costs it the same."""
 
@@ -51,7 +51,7 @@ def deletions(quick: bool) -> list[Row]:
 def flips(quick: bool) -> list[Row]:
     """B3b: each of the 32 bits of each weight of the second layer."""
     case = mlp(quick)
-    wanted = [(SECOND, Flipped(bit)) for bit in BITS]
+    wanted = [(SECOND, Flipped(bit)) for bit in range(32)]
     return [
         _row("B3b", "all bit flips of the second layer", case, wanted, 1 if quick else 2, 1 if quick else 3, {}, 60.0)
     ]
@@ -76,7 +76,7 @@ def _row(
         maps.clear()
         for new in dict.fromkeys(new for _, new in wanted):
             names = [name for name, other in wanted if other == new]
-            found = weight_map(chain, names, new, case.test.inputs, case.test.targets, Judge(ACCURACY))
+            found = weight_map(chain, names, new, case.test.inputs, case.test.targets, JUDGE)
             maps.update({(name, new): tally for name, tally in found.items()})
 
     lesions = sum(case.net.weights[name].numel() for name, _ in wanted)
@@ -114,7 +114,7 @@ def _compared(id: str, case: Case, maps: Maps, audited: int) -> tuple[float, int
     """Fail unless counts are brute force's up to ties; the largest difference of a score, and how many were run."""
     targets, worst, checked = case.test.targets, 0.0, 0
     with torch.no_grad():
-        intact = ACCURACY.per_example(case.model(case.test.inputs), targets)
+        intact = JUDGE.values(case.model(case.test.inputs), targets)
     for at, ((name, new), tally) in enumerate(maps.items()):
         most = tally.squares.flatten().topk(audited // 2).indices
         drawn = torch.randint(tally.total.numel(), (audited - len(most),), generator=stream(at, "audited weights"))
@@ -123,7 +123,7 @@ def _compared(id: str, case: Case, maps: Maps, audited: int) -> tuple[float, int
             finite = outputs[outputs.isfinite().all(1)]
             top = finite.topk(2, 1).values
             ties = int((top[:, 0] - top[:, 1] <= TIE * float(finite.abs().max())).sum()) if len(finite) else 0
-            change = ACCURACY.per_example(outputs, targets) - intact
+            change = JUDGE.values(outputs, targets) - intact
             for brute, counted in ((change > 0, tally.rose), (change < 0, tally.fell)):
                 apart = abs(int(brute.sum()) - int(counted.flatten()[place]))
                 assert apart <= ties, f"{id}: {name}[{place}] {new}: {apart} predictions differ, only {ties} are ties"

@@ -90,10 +90,12 @@ def interleave(ways: Mapping[str, Callable[[], Any]], repetitions: int, *, warm:
     Args:
         ways: Name -> work.
         repetitions: Runs of each that count.
-        warm: Whether each is run once before, uncounted.
+        warm: Whether each is run once before, uncounted; by default not in the quick tier, whose medians of three
+            leave the first run out where it is slower.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in ways}
+    warm = repetitions > 3 if warm is None else warm
     for turn in range(-1 if warm else 0, repetitions):
         for name, work in ways.items():
             start = clock()

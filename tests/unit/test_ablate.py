@@ -323,3 +323,25 @@ def test_scores_per_example_of_one_s_own_are_followed() -> None:
     effects = ablate(net, EachUnit(), task, score=smooth)
     assert CERTIFY not in _ways(effects) and effects.audit.mismatches == 0
     assert effects.intact == pytest.approx(float(smooth.function(net(task.test.inputs), task.test.targets)), abs=1e-6)
+
+
+class Transposed(nn.Module):
+    """Holds a square weight the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Parameter(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x @ self.inward).relu())
+
+
+def test_a_weight_that_is_held_transposed_is_mapped_in_its_own_orientation() -> None:
+    task = _task()
+    net = Network.of(Transposed(), task.test.inputs)
+    effects = ablate(net, EachWeight(layers=("inward",)), task)
+    hurt = net.weights["inward"].clone()
+    hurt[1, 4] = 0
+    assert float(effects.scores["inward"][1, 4]) == pytest.approx(task.score(net.with_weights({"inward": hurt})))
+    assert "transposed" in effects.plan.explain()

@@ -112,21 +112,21 @@ def test_results_are_saved_beside_those_of_other_benchmarks(
             sweep,
             "benchmarks",
             lambda name=name, seconds=seconds: (
-                {one: lambda quick, one=one: [row(one, "x", {"ours": [seconds]})] for one in ("B2", "B10")},
+                {one: lambda quick, one=one: [row(f"{one} exact", "x", {"ours": [seconds]})] for one in ("B2", "B10")},
                 [],
             ),
         )
         assert sweep.main(["--only", name, "--save"]) == 0
     saved = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
-    assert [(row["id"], row["ours_s"]) for row in saved["rows"]] == [("B2", 1.0), ("B10", 2.0)]
+    assert [(row["id"], row["ours_s"]) for row in saved["rows"]] == [("B2 exact", 1.0), ("B10 exact", 2.0)]
     assert saved["machine"]["torch"] == torch.__version__
-    assert "| B10 | x |" in (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    assert "| B10 exact | x |" in (tmp_path / "sweep.md").read_text(encoding="utf-8")
 
 
 def test_ways_run_in_turn_and_the_first_round_does_not_count(suite: Any) -> None:
     order: list[str] = []
     ways = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = suite("harness").interleave(ways, 2)
+    times = suite("harness").interleave(ways, 2, warm=True)
     assert order == ["a", "b"] * 3
     assert [len(times[name]) for name in "ab"] == [2, 2]
 

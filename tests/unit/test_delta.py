@@ -20,7 +20,7 @@ from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.scores import ACCURACY, Score
 from planaria.sweep import delta
-from planaria.sweep.chain import Chain
+from planaria.sweep.chain import Chain, Step
 from planaria.sweep.delta import delta_cost, delta_units, deltable, silenced
 from planaria.sweep.tally import Judge, Tally
 
@@ -394,6 +394,13 @@ def test_no_inputs_and_no_layers_make_no_blocks() -> None:
     assert tally.total.tolist() == [0.0] * 9
 
 
+def test_a_layer_that_is_named_twice_counts_once() -> None:
+    net, inputs = NETS["perceptron"]()
+    chain, targets = chain_of(net), torch.arange(len(inputs)) % 4
+    once, twice = (delta_units(chain, ["0"] * times, inputs, targets, Judge(LOSS))["0"] for times in (1, 2))
+    assert torch.equal(once.total, twice.total)
+
+
 def test_it_says_why_there_is_no_rule() -> None:
     chain = chain_of(NETS["perceptron"]()[0])
     assert "no product" in deltable(chain, "nowhere") and "no product" in deltable(chain, "")
@@ -424,3 +431,26 @@ def test_the_cost_counts_the_contributions_and_what_lies_behind() -> None:
     behind = 24 * 7 + 7 * 4
     assert delta_cost(chain_of(net), "0", inputs) == 4 * 4 * 6 * 5 * 9 + 5 * behind
     assert delta_cost(chain_of(net), "3", inputs) == 24 * 7 + 6 * 7 * 4
+
+
+@pytest.mark.parametrize(
+    ("pool", "windows"),
+    [
+        (nn.MaxPool2d(2), (2, 2)),
+        (nn.MaxPool2d((3, 2)), (3, 2)),
+        (nn.AdaptiveMaxPool2d(2), None),
+        (nn.MaxPool2d(2, stride=1), None),
+        (nn.MaxPool2d(2, stride=2, padding=1), None),
+        (nn.MaxPool2d(2, dilation=2, stride=2), None),
+        (nn.MaxPool2d(4), None),
+        (nn.AvgPool2d(2), None),
+    ],
+    ids=str,
+)
+def test_only_windows_side_by_side_are_pooled_the_short_way(pool: nn.Module, windows: tuple[int, int] | None) -> None:
+    x = drawn(3, 5, 6, 6)
+    x[0, 0, 0, 0], x[1, 1, 5, 5] = math.nan, -math.inf
+    step = Step("max_pool2d_with_indices" if isinstance(pool, nn.MaxPool2d) else "pool", pool, False)
+    assert delta._windows(step, 6, 6) == windows
+    if windows is not None:
+        assert torch.equal(delta._largest(x, windows).nan_to_num(7.0), pool(x).nan_to_num(7.0))

@@ -155,7 +155,7 @@ def test_new_values_that_cannot_be_are_refused() -> None:
 # -------------------------------------------------------------------------------------------------- exactness
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=5),
     activation=st.sampled_from(sorted(ACTIVATIONS)),

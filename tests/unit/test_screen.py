@@ -102,8 +102,8 @@ def total(choices: Iterable[Choice]):  # type: ignore[no-untyped-def]
 
 def test_intervals_cover_95_percent_of_units_where_flips_are_rare() -> None:
     covered, flips, errors, unbiased = [], [], [], []
-    for seed in range(5):
-        population = Population.drawn(10_000, 64, seed, scale=0.02 * 2**seed)
+    for seed in range(4):
+        population = Population.drawn(10_000, 64, seed, scale=0.05 * 2**seed)
         found = population.screened(Design.of(10_000, 0.05, 0.02), seed)
         intervals = found.intervals()
         covered.append(intervals.covers(population.effects))
@@ -113,7 +113,7 @@ def test_intervals_cover_95_percent_of_units_where_flips_are_rare() -> None:
     shares = torch.cat(flips)
     assert 5e-4 < float(shares.quantile(0.1)) < 5e-3 and 0.01 < float(shares.quantile(0.9)) < 0.1
     share = float(torch.cat(covered).double().mean())
-    assert 0.93 <= share <= 0.985, share  # of 320 units, which makes 97 % uncertain by 1 %
+    assert 0.93 <= share <= 0.985, share  # of 256 units, which makes 97 % uncertain by 1.1 %
     assert float(torch.cat(errors).mean()) < 0.002
     assert float(torch.cat(errors).mean()) < float(torch.cat(unbiased).mean())  # pooling helps a single unit
 

@@ -24,7 +24,8 @@ from planaria.measure.data import Data
 from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights, read_tensors
 from planaria.repair.retrain import Retrain
-from planaria.study.vulnerability import EXACT, Survey, Vulnerability, evenly
+from planaria.study.unit_map import EXACT, Vulnerability
+from planaria.study.vulnerability import Survey, evenly
 from planaria.study.weak_points import judge_vulnerability
 from planaria.study.weak_weights import New, WeakWeights
 from planaria.sweep.edges import Becomes, Flipped
@@ -246,9 +247,9 @@ def _rows(found: Vulnerability) -> list[dict[str, Any]]:
 
 def _announce(plan: Plan, survey: Survey, screen: Screen) -> int:
     """What a dry run says."""
-    task, recipe = plan.prepared.task, plan.prepared.recipe
-    batch = 32 if recipe is None else recipe.batch
-    update, _, _ = pace(survey.net, task, Retrain(task, batch=batch))
+    task, recipe, update = plan.prepared.task, plan.prepared.recipe, 0.0
+    if recipe is not None:
+        update, _, _ = pace(survey.net, task, Retrain(task, batch=recipe.batch))
     started = time.perf_counter()
     task.score(survey.net, plan.data)
     forward = time.perf_counter() - started

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from planaria.study.vulnerability import Vulnerability
+from planaria.study.unit_map import Vulnerability
 
 
 def columns(found: Vulnerability) -> dict[str, list[Any]]:

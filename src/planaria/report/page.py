@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from planaria.report import hardening, scaling, survival, survival_figures
+from planaria.report import hardening, scaling, survival, survival_figures, vulnerability, vulnerability_figures
 from planaria.report.figures import ledger_figure, rescue_figure, response_figure, summary_figure
 from planaria.report.reading import DASH, Document, Notation, count, doses, evenly, number, part, records
 from planaria.report.tables import Table, cards, comparison, portrait
@@ -35,7 +35,8 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: A result of `rescue`, `respond`, `survive` or `harden` as the command line prints it with `--json`.
+        document: A result of `rescue`, `respond`, `survive`, `harden` or `vulnerability` as the command line prints it
+            with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -99,11 +100,14 @@ def _section(
     table: Table | None = None,
     note: str = "",
     pairs: Sequence[tuple[str, str]] = (),
+    otherwise: str = "",
 ) -> list[dict[str, Any]]:
-    """A part of the page, or nothing where it has neither figure nor table."""
+    """A part of the page; where it has neither figure nor table, the sentence that says why, or nothing."""
     drawn = [_figure(figure) for figure in figures if figure is not None]
+    if not drawn and not table:
+        note, pairs = otherwise, ()
     section = {"title": title, "figures": drawn, "table": table, "note": note, "pairs": list(pairs)}
-    return [section] if drawn or table else []
+    return [section] if drawn or table or note else []
 
 
 def _survival(document: Document) -> Apart:
@@ -146,7 +150,49 @@ def _hardening(document: Document) -> Apart:
     return (hardening.headline(document), hardening.verdict(document)), sections
 
 
-_APART = {"survival": _survival, "hardening": _hardening}
+def _vulnerability(document: Document) -> Apart:
+    sections = [
+        *_section(
+            "Where the network is weak",
+            vulnerability_figures.map_figure(document),
+            table=vulnerability.layer_table(document),
+            otherwise="No unit has been measured, so there is no map.",
+        ),
+        *_section("Does the damage concentrate?", vulnerability_figures.ranked_figure(document)),
+        *_section(
+            "The units that cost most",
+            table=vulnerability.top_table(document),
+            note="Brackets: 95% interval of the unit alone. Class: the one that loses most of its own score.",
+        ),
+        *_section(
+            "Direct and total effects",
+            vulnerability_figures.effects_figure(document),
+            otherwise="The result does not hold both effects of any unit, so they are not compared.",
+        ),
+        *_section(
+            "Units that are silent together",
+            vulnerability_figures.sets_figure(document),
+            table=vulnerability.sets_table(document),
+            otherwise="No sets of units were tried.",
+        ),
+        *_section(
+            "Single weights",
+            table=vulnerability.weights_table(document),
+            note="Every entry of a weight changed alone. 99%, 99.9%: the loss that so many entries do not exceed.",
+            otherwise="Single weights were not tried.",
+        ),
+        *_section(
+            "How it was computed",
+            table=vulnerability.plan_table(document),
+            pairs=vulnerability.computation(document),
+            note=f"{vulnerability.computed(document)}. Prices are in forward passes over the same inputs.",
+            otherwise="The result does not say how it was computed.",
+        ),
+    ]
+    return (vulnerability.headline(document), vulnerability.verdict(document)), sections
+
+
+_APART = {"survival": _survival, "hardening": _hardening, "vulnerability": _vulnerability}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:
@@ -182,6 +228,8 @@ def _facts(document: Document) -> list[dict[str, str]]:
         runs = ("Events", count(number(part(document, "survival").get("events"))), _many(len(lives), "repair"))
     if methods:
         runs = ("Methods", count(len(methods)), "")
+    if part(document, "vulnerability"):
+        runs = vulnerability.fact(document)
     facts = [
         (
             "Intact, test split",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planaria.report.reading import Document, Notation, doses, part
+from planaria.report.reading import Document, Notation, doses, part, records
 from planaria.report.words import budget, margin
 
 Terms = list[tuple[str, str]]
@@ -24,6 +24,8 @@ def terms(document: Document) -> Terms:
         ),
     ]
     survival, hardening = bool(part(document, "survival")), bool(part(document, "hardening"))
+    if part(document, "vulnerability"):
+        return basic[:1] + _vulnerability(document, say)
     found = basic
     if survival:
         found += _survival(document) + _work()
@@ -130,6 +132,77 @@ def _hardening(say: Notation) -> Terms:
         ),
         ("Gradient evaluations", "Gradients of one batch; every method gets the same number of them."),
     ]
+
+
+def _vulnerability(document: Document, say: Notation) -> Terms:
+    result = part(document, "vulnerability")
+    exact, margin_of = result.get("way") == "exact", str(result.get("margin") or "margin")
+    ways = {
+        "exact": "Every unit is judged on every input; the result is that of running each damaged network.",
+        "screen": "One pass forward and back ranks the pairs of unit and input by how close they are to a change; the "
+        "doubtful ones are evaluated, of the others a random part, weighted by one over its chance.",
+        "precision": "Inputs are drawn until the interval of every unit is as narrow as was asked for.",
+    }
+    way = str(result.get("way"))
+    found = [
+        (
+            "Score lost",
+            f"The vulnerability of a unit: the {say.score_word} of the intact network less that of the network in "
+            "which it alone is silenced. Below zero the network gains.",
+        )
+    ]
+    found += [(way.capitalize(), ways[way])] if way in ways else []
+    found.append(
+        (
+            "Interval",
+            "95% confidence interval, in brackets, of one unit's loss "
+            + ("over inputs like these" if exact else "for these inputs")
+            + "; rough where fewer than about ten inputs change. The worst of many units was chosen by its loss, so "
+            "that on new inputs it is expected to cost a little less.",
+        )
+    )
+    found.append(("Costs nothing", "The score without the unit is as high as with it, or higher."))
+    found.append(
+        (
+            "Held by the worst 1%",
+            "Sum of the losses of that share of the units over the sum of all losses above zero.",
+        )
+    )
+    if margin_of == "margin":
+        found.append(
+            (
+                "Margin",
+                "Output of the right class less the largest other output of the intact network; a mean over inputs.",
+            )
+        )
+    else:
+        found.append((margin_of.capitalize(), "The loss of the training with its sign turned; a mean over inputs."))
+    found += [
+        (
+            "Direct effect",
+            f"Change of the mean {margin_of} when the unit is silenced and every later operation is held at its intact "
+            "operating point: a first-order estimate.",
+        ),
+        ("Total effect", f"Change of the mean {margin_of} when the unit is silenced and all later layers respond."),
+        ("Compensation", "Total less direct effect; above zero, later layers make up for the loss."),
+    ]
+    if records(result.get("worst_sets")):
+        found += [
+            ("Greedy set", "Each unit is the worst given those before it; not necessarily the worst of all sets."),
+            ("Worst alone", "The set of the units that cost most one at a time: a first-order choice."),
+            ("Random set", "Units drawn at random: mean over draws, interval over draws."),
+        ]
+    if records(result.get("weights")):
+        found.append(("Bit", "Flipped in the stored number: of 32, 31 is the sign and 30 the highest of the exponent."))
+    found += [
+        ("Forward pass", "Unit of price: one plain run of the intact network over the same inputs."),
+        (
+            "Audit",
+            "Some units, half of them the most harmful, are run again by brute force. Mismatch: the results differ. "
+            "Tie: the two largest outputs of an input are so close that rounding decides.",
+        ),
+    ]
+    return [*found, ("Chance", f"The {say.score_word} of guessing.")]
 
 
 def _scaling() -> Terms:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from planaria.measure.statistics import Estimate
 from planaria.study.contrast import said_points
+from planaria.study.unit_map import EXACT, Vulnerability
 from planaria.study.verdicts import Verdict
-from planaria.study.vulnerability import EXACT, Vulnerability
 from planaria.study.worst_sets import FIRST_ORDER, GREEDY, RANDOM
 
 CONCENTRATED, SPREAD = 0.05, 0.2
@@ -73,7 +73,7 @@ def concentration(found: Vulnerability) -> Verdict | None:
         return None
     few = max(1, round(0.01 * len(losses)))
     held = float(losses[:few].sum()) / total
-    half = (1 + int((losses.cumsum(0) < 0.5 * total).sum())) / len(losses)
+    half = (1 + int((losses.cumsum(0) < (0.5 - 1e-9) * total).sum())) / len(losses)
     idle = float((losses == 0).double().mean())
     answer = "yes" if half <= CONCENTRATED else "no" if half >= SPREAD else "in part"
     who = "the worst unit" if few == 1 else f"the worst {few} units"

@@ -108,8 +108,9 @@ class Certifier:
         >>> net = net.with_weights({"0.bias": torch.zeros(3), "2.bias": torch.tensor([0.5, 0.0])})
         >>> net = net.with_weights({"2.weight": torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])})
         >>> count = Certifier.of(Chain.of(net), ["0"])
-        >>> count(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 1]), Judge(ACCURACY))["0"].total
-        tensor([-1.,  0.,  0.], dtype=torch.float64)
+        >>> tallies, intact = count(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 1]), Judge(ACCURACY))
+        >>> tallies["0"].total, intact
+        (tensor([-1.,  0.,  0.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
     """
 
     chain: Chain
@@ -145,7 +146,7 @@ class Certifier:
             rounding = _Rounding.of(chain)
             return Certifier(chain, found, _bounds(chain, first, rounding), tuple(columns), rounding)
 
-    def __call__(self, inputs: Tensor, targets: Tensor, judge: Judge) -> dict[str, Tally]:
+    def __call__(self, inputs: Tensor, targets: Tensor, judge: Judge) -> tuple[dict[str, Tally], Tensor]:
         """Change of the number of right predictions when each unit is silenced.
 
         Args:
@@ -154,20 +155,25 @@ class Certifier:
             judge: One that counts predictions.
 
         Returns:
-            Layer -> tally over its units [units]; tallies of disjoint inputs add.
+            Layer -> tally over its units [units], where tallies of disjoint inputs add; and the scores of the examples
+            by the intact chain, [examples].
         """
         stages = self.chain.stages
         tallies = {
             layer: Tally.zeros((stages[at].made,), judge.classes, stages[at].weight.device)
             for layer, at in self.layers.items()
         }
-        rows = ROWS if self.chain.linear else IMAGES
+        rows, intact = (
+            ROWS if self.chain.linear else IMAGES,
+            [torch.zeros(0, dtype=torch.float64, device=inputs.device)],
+        )
         with torch.no_grad():
             for some, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
                 block = _Block.of(self, some, labels, judge)
+                intact.append(block.intact)
                 for layer, at in self.layers.items():
                     block.count(at, tallies[layer])
-        return tallies
+        return tallies, torch.cat(intact)
 
 
 def certified_units(
@@ -194,11 +200,11 @@ def certified_units(
         >>> certified_units(Chain.of(net), ["0"], x, y, Judge(ACCURACY))["0"].total.shape
         torch.Size([3])
     """
-    return Certifier.of(chain, layers)(inputs, targets, judge)
+    return Certifier.of(chain, layers)(inputs, targets, judge)[0]
 
 
 def _at(chain: Chain, layer: str) -> int | None:
-    return next((at for at, stage in enumerate(chain.stages[:-1]) if stage.layer == layer), None)
+    return next((at for at, stage in enumerate(chain.stages[:-1]) if layer and stage.layer == layer), None)
 
 
 # ----------------------------------------------------------------------------------------------------- bounds
@@ -260,7 +266,9 @@ def _bounds(chain: Chain, first: int, rounding: _Rounding) -> tuple[_Bounds | No
 
 
 def _slopes(stage: Stage) -> tuple[float, float]:
-    """Least (at most 0) and largest slope of a stage's steps together."""
+    """Least and largest slope of a stage's steps together."""
+    if not stage.steps:
+        return 1.0, 1.0
     if stage.monotone:
         return 0.0, stage.slope
     # GELU and SiLU are x s(x) with s(x) + s(-x) = 1, so that their slopes at x and -x sum to 1.
@@ -355,17 +363,17 @@ class _Rounding:
 
 
 def _spectral(w: Tensor) -> float:
-    """Upper bound of a matrix's spectral norm: the Schatten norm of order 8 where it is quick, else of order 2."""
+    """Upper bound of a matrix's spectral norm: the Schatten norm of order 16 where it is quick, else of order 2."""
     if w.shape[0] > w.shape[1]:
         w = w.T
-    if w.shape[0] ** 2 * w.shape[1] > 2**30 or not bool(w.isfinite().all()):
-        return float(w.norm())
     scale = float(w.norm())
-    if scale == 0.0:
-        return 0.0
+    if not 0.0 < scale < float("inf") or w.shape[0] ** 2 * w.shape[1] > 2**30:
+        return scale
     w = (w / scale).float()
-    gram = w @ w.T
-    return scale * float((gram @ gram).double().norm()) ** 0.25 * 1.001
+    power = w @ w.T
+    for _ in range(2):
+        power = power @ power
+    return scale * 1.01 * float(power.double().norm()) ** 0.125  # a hundredth more for the rounding of the powers
 
 
 def _lipschitz(stage: Stage) -> float:
@@ -445,7 +453,7 @@ class _Block:
         for stage, columns in zip(stages, certifier.columns, strict=True):
             made = stage.pre(held[-1])
             table.append(None if columns is None else torch.cat([made, columns]))
-            held.append(stage.post(made))
+            held.append(_behind(stage, made))
         norms = [_norm(x) for x in held[:-1]]
         slack = certifier.rounding.slack(norms, [x.flatten(2).shape[2] if x.ndim > 2 else 1 for x in held[:-1]])
         predicted = made.argmax(1)
@@ -484,7 +492,9 @@ class _Block:
         for some in self._blocks(at + 1, pairs):
             outputs = self._path(at, len(self.stages) - 1, some)
             # All numbers are in range here, so that only another prediction is another score.
-            moved = (outputs.argmax(1) != self.answers.index_select(0, some.example)).nonzero()[:, 0]
+            answers, by_class = self.answers.index_select(0, some.example)[None], outputs.T
+            others = by_class.scatter(0, answers, -float("inf")).amax(0)
+            moved = (others >= by_class.gather(0, answers)[0]).nonzero()[:, 0]
             found.append((some.at(moved), outputs.index_select(0, moved)))
         if found:
             self._note(tally, _Pairs.joined([some for some, _ in found]), torch.cat([outputs for _, outputs in found]))
@@ -494,28 +504,33 @@ class _Block:
         bounds, held, silent = self.by.bounds[at], self.held[at + 1], self.stages[at].silent
         assert bounds is not None
         size = held - silent if silent else held
-        signed = not bool(size.amin() >= 0)
+        signed = not (self.stages[at].rectifies and not silent) and not bool(size.amin() >= 0)
+        rivals, units = self.room.shape[1], held.shape[1]
 
-        def reached(rise: Tensor, fall: Tensor, rows: Tensor, room: Tensor) -> Tensor:
-            reach = fall.index_select(0, rows).mul_(size)
+        def reach(rise: Tensor, fall: Tensor, index: Tensor, size: Tensor) -> Tensor:
+            found = fall.index_select(0, index).mul_(size)
             if signed:  # the rise per unit is at least minus the fall per unit, so that the larger is the right one
-                reach = torch.maximum(reach, rise.index_select(0, rows).mul_(size).neg_())
-            return reach >= room[:, None]
+                found = torch.maximum(found, rise.index_select(0, index).mul_(size).neg_())
+            return found
 
-        # One comparison for the closest rival and one for all the others, as if they were all as close as the second.
-        rivals = self.room.shape[1]
+        # One comparison for all, as if every rival were as close as the closest. For the few pairs that are left the
+        # closest has its own bound, and the others are taken to be as close as the second.
         room, nearest = self.room.min(1)
-        flags = reached(bounds.rise, bounds.fall, self.predicted * rivals + nearest, room)
-        if rivals > 2:
-            others = self.room.scatter(1, nearest[:, None], float("inf")).amin(1)
-            flags |= reached(bounds.most_rise, bounds.most_fall, self.predicted, others)
-        flags.index_fill_(0, (room == -float("inf")).nonzero()[:, 0], True)
-        places = _places(flags)
+        flags = reach(bounds.most_rise, bounds.most_fall, self.predicted, size) >= room[:, None]
+        unsafe = room == -float("inf")
+        places = _places(flags.index_fill_(0, unsafe.nonzero()[:, 0], True))
         fall = size.reshape(-1).index_select(0, places)
-        moving = (fall != 0).nonzero()[:, 0]
-        places, fall = places.index_select(0, moving), fall.index_select(0, moving)
-        example = places.div(held.shape[1], rounding_mode="floor")
-        return _Pairs(example, places - example * held.shape[1], fall)
+        example = places.div(units, rounding_mode="floor")
+        pairs = _Pairs(example, places - example * units, fall)
+        others = self.room.scatter(1, nearest[:, None], float("inf")).amin(1)
+        left = unsafe.index_select(0, example)
+        for rise, falls, row, bar in (
+            (bounds.rise, bounds.fall, self.predicted * rivals + nearest, room),
+            (bounds.most_rise, bounds.most_fall, self.predicted, others),
+        ):
+            index = (row * units).index_select(0, example).add_(pairs.unit)
+            left |= reach(rise.view(-1), falls.view(-1), index, fall) >= bar.index_select(0, example)
+        return pairs.at((left & (fall != 0)).nonzero()[:, 0])
 
     def _narrowed(self, at: int, deeper: int, pairs: _Pairs) -> _Pairs:
         """Pairs that bounds from the true change behind a deeper stage do not certify."""
@@ -547,7 +562,9 @@ class _Block:
         x = functional.embedding_bag(rows, table, mode="sum", per_sample_weights=amounts)
         for deeper in range(at + 1, to + 1):
             stage = self.stages[deeper]
-            x = stage.post(x if deeper == at + 1 else _narrow(x, stage.weight, stage.shift))
+            if deeper > at + 1:
+                x = _narrow(x, stage.weight, stage.shift)
+            x = _behind(stage, x)
         return x
 
     def _anew(self, at: int, pairs: _Pairs) -> Tensor:
@@ -569,6 +586,11 @@ class _Block:
         tally.note_pairs(*(x.index_select(0, changed) for x in (pairs.unit, change, targets)))
 
 
+def _behind(stage: Stage, made: Tensor) -> Tensor:
+    """The steps, in the memory of the product where they are a ReLU."""
+    return made.relu_() if stage.rectifies else stage.post(made)
+
+
 def _norm(x: Tensor) -> Tensor:
     """Norm of each example, [examples]."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
@@ -579,7 +601,7 @@ def _narrow(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
     if len(weight) > 64:
         return functional.linear(x, weight, shift)
     made = weight @ x.T
-    return (made if shift is None else made.add_(shift[:, None])).T.contiguous()
+    return (made if shift is None else made.add_(shift[:, None])).T
 
 
 def _places(flags: Tensor) -> Tensor:
@@ -588,5 +610,7 @@ def _places(flags: Tensor) -> Tensor:
     if flat.numel() % 8:
         return flat.nonzero()[:, 0]
     eights = flat.view(torch.int64).nonzero()
+    if 32 * len(eights) > flat.numel():
+        return flat.nonzero()[:, 0]
     places = (eights * 8 + torch.arange(8, device=flat.device)).view(-1)
     return places.index_select(0, flat.index_select(0, places).nonzero()[:, 0])

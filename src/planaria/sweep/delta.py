@@ -22,15 +22,17 @@ from planaria.core.streams import stream
 from planaria.sweep.chain import Chain, Stage, Step
 from planaria.sweep.tally import Judge, Tally
 
-# Sizes of blocks, in numbers; measured on CPUs with 1 to 2 MiB of cache per core and 32 MiB shared.
-_EXAMPLES = 256
+_Pairs = tuple[Tensor, ...]
+
+# Sizes of blocks, in numbers; measured on a CPU with 1 MiB of cache per core and 32 MiB shared.
+_EXAMPLES = 512
 _READ = 2**19  # activations that are read again for every unit
 _MADE = 2**18  # edited activations at a time
 _HELD = 2**22  # outputs at a time
-_LANES = 16
+_LANES = 16  # outputs are filled up to a multiple of it
+
 _FEW = 0.8
 """Share of the examples below which copying them out costs less than computing all."""
-_Pairs = tuple[Tensor, ...]
 
 _OUTWEIGHS = 64.0
 """A unit with so many times the contribution of all others together is cut out anew: the difference has no digits."""
@@ -151,7 +153,7 @@ def silenced(chain: Chain, layers: Sequence[str], inputs: Tensor) -> Iterator[Si
 
     Not guaranteed: bits. Differences from brute force are of the size of rounding errors.
     """
-    places = [_place(chain, layer) for layer in layers]
+    places = [_place(chain, layer) for layer in dict.fromkeys(layers)]
     if not places or not len(inputs):
         return
     inputs = inputs.detach()
@@ -266,7 +268,7 @@ def _windows(step: Step, height: int, width: int) -> tuple[int, int] | None:
     """Sides of the windows if a step takes the largest number of windows side by side that fill the image exactly."""
     if not step.name.startswith("max_pool2d"):
         return None
-    probe = torch.rand(1, 64, height, width, generator=stream(0, "windows"))
+    probe = torch.rand(1, 64, height, width, generator=stream(0, "windows"), device="cpu", dtype=torch.float32)
     found = step.function(probe)
     windows = height // found.shape[2], width // found.shape[3]
     fills = (windows[0] * found.shape[2], windows[1] * found.shape[3]) == (height, width)

@@ -51,7 +51,6 @@ class Intact:
     read: list[Tensor]
     made: list[Tensor]
     targets: Tensor
-
     right: Tensor
 
     def some(self, rows: Tensor) -> Intact:
@@ -323,6 +322,9 @@ class Rise:
 class Certified:
     """Changes that provably leave the prediction as it is, for units further down; the others are computed.
 
+    Not guaranteed: the prediction where two logits are closer than rounding, which is taken to grow like the root of
+    the number of terms.
+
     Attributes:
         intact: The examples.
         was_right: Whether the predictions are right, or all wrong.
@@ -414,14 +416,13 @@ class Certified:
         speed = self.columns[j].expand(len(rows), -1)
         made = torch.addcmul(intact.made[1][rows], moved.unsqueeze(1), speed)
         down, up = (torch.full_like(change, math.inf) for _ in range(2))
-        straight = all(between.rectifies for between in later[:-1])
+        straight, tiny = all(between.rectifies for between in later[:-1]), torch.finfo(made.dtype).tiny
         for before, after in pairwise(later):
             if straight:  # as far as no ReLU switches, all is linear
                 active = torch.gt(made, 0, out=torch.empty_like(made))
-                away = made.abs().clamp_(min=torch.finfo(made.dtype).tiny)
-                towards = (speed / away).mul_(1.0 - 2.0 * active)
-                up = torch.minimum(up, 1.0 / towards.amax(1).clamp(min=0))
-                down = torch.minimum(down, -1.0 / towards.amin(1).clamp(max=-0.0))
+                towards = (speed / made.abs().clamp_(min=tiny)).mul_(1.0 - 2.0 * active)
+                up = torch.minimum(up, 1.0 / towards.amax(1).clamp(min=tiny))
+                down = torch.minimum(down, 1.0 / (-towards.amin(1)).clamp(min=tiny))
                 speed = after.product(speed * active)
             made = after.pre(before.post(made))
         right = is_right(made, intact.targets[rows])
@@ -435,8 +436,8 @@ class Certified:
         if straight:
             gains = speed - speed.gather(1, first.unsqueeze(1))
             blur = rounding * speed.abs().amax(1, keepdim=True)
-            further[0] = torch.maximum(further[0], torch.minimum(up, (lead / (blur + gains).clamp(min=0)).amin(1)))
-            further[1] = torch.maximum(further[1], torch.minimum(down, (lead / (blur - gains).clamp(min=0)).amin(1)))
+            further[0] = torch.maximum(further[0], torch.minimum(up, (lead / (blur + gains).clamp(min=tiny)).amin(1)))
+            further[1] = torch.maximum(further[1], torch.minimum(down, (lead / (blur - gains).clamp(min=tiny)).amin(1)))
         room = self.rise.room[j]
         up, down = _least(further[0], room - moved), _least(further[1], room + moved)
         lo, hi = _reach(stage, z, hidden + moved, change, down, up)

@@ -128,11 +128,11 @@ def screen(
     net = net.with_inputs(task.train.inputs.to(net.device))
     layers = {group.layer: group.count for group in Anatomy.of(net).select(what.kinds, what.layers)}
     with fast_products(net.device):
-        evaluator = _Evaluator.of(net, layers)
+        screener = Screener.of(net, layers)
         found, intact, done = None, 0, 0
-        for number, rows in enumerate(torch.arange(len(data)).split(evaluator.block)):
+        for number, rows in enumerate(torch.arange(len(data)).split(screener.block)):
             x, t = (part[rows.to(part.device)].to(net.device) for part in (data.inputs, data.targets))
-            block, right = evaluator.screened(x, t, design, stream(seed, "screen", number))
+            block, right = screener.screened(x, t, design, stream(seed, "screen", number))
             found = block if found is None else found + block
             intact, done = intact + right, done + len(rows)
             if progress is not None:
@@ -142,7 +142,7 @@ def screen(
 
 
 @dataclass(frozen=True, eq=False)
-class _FirstOrder:
+class FirstOrder:
     """What one pass forward and back says of some examples.
 
     Attributes:
@@ -161,13 +161,14 @@ class _FirstOrder:
 
 
 @dataclass(frozen=True, eq=False)
-class _Evaluator:
-    """First-order effects of units, and true ones of pairs, by a recorded pass.
+class Screener:
+    """First-order effects of units, and true ones of pairs, by a recorded pass; what `screen` does on a block.
 
     Attributes:
         program: The pass.
         layers: Layer -> number of units.
         kept: Values of the intact pass that evaluating pairs reads.
+        products: Layer -> the one linear product that reads its units, where that is all they do.
         chunk: Examples, and pairs, at a time.
         block: Examples among which pairs are ranked.
     """
@@ -175,11 +176,21 @@ class _Evaluator:
     program: Program
     layers: Mapping[str, int]
     kept: tuple[int, ...]
+    products: Mapping[str, _Product]
     chunk: int
     block: int
 
     @staticmethod
-    def of(net: Network, layers: Mapping[str, int]) -> _Evaluator:
+    def of(net: Network, layers: Mapping[str, int]) -> Screener:
+        """Screener for some layers.
+
+        Args:
+            net: A network with example inputs.
+            layers: Layer -> number of units.
+
+        Raises:
+            InputError: The pass cannot be recorded, or a layer's units lie along several axes.
+        """
         program = Program.of(net)
         if isinstance(program, str):
             raise InputError("screen(net)", "a network whose pass can be recorded", program, "Ask for a precision.")
@@ -192,17 +203,30 @@ class _Evaluator:
                     "Leave the layer out, or ask for a precision.",
                 )
         kept: set[int] = set()
-        for layer in layers:
+        products: dict[str, _Product] = {}
+        for layer, count in layers.items():
+            kept |= {gate.at for gate in program.gates[layer]}
+            product = _Product.of(program, layer, count)
+            if product is not None:
+                products[layer] = product
+                kept |= {product.at, product.out} | program.needs([product.out])
             first = program.first([layer])
-            kept |= program.needs(first) | first | {gate.at for gate in program.gates[layer]}
+            kept |= program.needs(first) | first
         size = sum(program.bytes.get(at, 0) for at in kept)
         chunk = chunk_size(program, net.device)
         block = max(1, min(4000, MEMORY // max(1, size)) // chunk) * chunk
-        return _Evaluator(program, layers, tuple(sorted(kept)), chunk, block)
+        return Screener(program, layers, tuple(sorted(kept)), products, chunk, block)
 
     def screened(self, inputs: Tensor, targets: Tensor, design: Design, rng: torch.Generator) -> tuple[Screened, int]:
-        """What a block tells, and how many of its inputs the intact network gets right."""
-        parts = [self._first_order(x, t) for x, t in chunks(inputs, targets, self.chunk)]
+        """What a block of inputs tells, and how many of them the intact network gets right.
+
+        Args:
+            inputs: [examples, ...].
+            targets: Labels, [examples].
+            design: Chances of pairs.
+            rng: Advanced by one number per pair.
+        """
+        parts = [self.first_order(x, t) for x, t in chunks(inputs, targets, self.chunk)]
         margin, slope = torch.cat([part.margin for part in parts]), torch.cat([part.slope for part in parts])
         idle, right = torch.cat([part.idle for part in parts]), torch.cat([part.right for part in parts])
         change = torch.where(right, -1, 1)
@@ -221,14 +245,19 @@ class _Evaluator:
             for number, here in enumerate(places.split(of_chunk)):
                 for some in here.split(self.chunk):
                     local = rows[some] - number * self.chunk
-                    outputs = self._silenced(parts[number].base, layer, units[some] - start, local)
+                    outputs = self.outputs(parts[number].base, layer, units[some] - start, local)
                     after = (outputs.argmax(1) == targets[rows[some]]) & outputs.isfinite().all(1)
                     changes[some] = after.to(torch.int8) - right[rows[some]].to(torch.int8)
             start += count
         return choice.counted(changes), int(right.sum())
 
-    def _first_order(self, inputs: Tensor, targets: Tensor) -> _FirstOrder:
-        """One pass forward and back."""
+    def first_order(self, inputs: Tensor, targets: Tensor) -> FirstOrder:
+        """One pass forward and back.
+
+        Args:
+            inputs: [examples, ...].
+            targets: Labels, [examples].
+        """
         right = torch.zeros(len(inputs), dtype=torch.bool)
 
         def margin(outputs: Tensor) -> Tensor:
@@ -253,7 +282,7 @@ class _Evaluator:
                 busy |= _by_unit((value != 0).to(value.dtype), gate, count) > 0
             change.append(total)
             idle.append(~busy)
-        return _FirstOrder(
+        return FirstOrder(
             numbers,
             torch.cat(change, 1),
             torch.cat(idle, 1),
@@ -261,9 +290,22 @@ class _Evaluator:
             {**self.program.held, **values, self.program.input: inputs},
         )
 
-    def _silenced(self, base: Mapping[int, Tensor], layer: str, units: Tensor, rows: Tensor) -> Tensor:
-        """Outputs for some examples of a chunk, in each of which one unit of a layer is silent."""
+    def outputs(self, base: Mapping[int, Tensor], layer: str, units: Tensor, rows: Tensor) -> Tensor:
+        """Outputs for some examples, in each of which one unit of a layer is silent.
+
+        Args:
+            base: Of their first order.
+            layer: Name.
+            units: Number of the unit, [pairs].
+            rows: Number of the example, [pairs].
+        """
         program = self.program
+        product = self.products.get(layer)
+        edited = None if product is None else product.without(base, program, units, rows)
+        if product is not None and edited is not None:
+            wanted = program.needs([product.out])
+            picked = {at: _picked(program, base, at, rows) for at in {program.input, *wanted}}
+            return program.resume({**program.held, **picked}, {product.out: edited})
         gates = {gate.at: gate for gate in program.gates[layer]}
         first = program.first([layer])
         wanted = program.needs(first) | first
@@ -273,6 +315,53 @@ class _Evaluator:
             picked = program.run(base[program.input][rows], keep=wanted)
         edits: dict[int, Edit] = {at: _closing(gate, units) for at, gate in gates.items()}
         return program.resume(picked, {at: edits[at](picked[at]) for at in first}, edits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A linear product through which alone the units of a layer act, one column each.
+
+    Attributes:
+        at: The value it reads, [examples x places, columns] or [examples, ..., columns].
+        out: What it makes.
+        columns: Column of each unit.
+        weight: [columns, outputs].
+    """
+
+    at: int
+    out: int
+    columns: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def of(program: Program, layer: str, count: int) -> _Product | None:
+        reads = program.reads.get(layer, ())
+        op = program.ops[reads[0].op] if len(reads) == 1 else None
+        place = {"mm": 1, "linear": 1, "addmm": 2}.get(op.name) if op is not None else None
+        if op is None or place is None or op.writes[0] is None:
+            return None
+        at, out, owner = reads[0].at, op.writes[0], reads[0].owner
+        weight = program.held.get(getattr(op.args[place], "at", -1))
+        one_each = torch.equal(owner[owner >= 0].sort().values, torch.arange(count))
+        lies = [program.rows.get(value) for value in (at, out)]
+        if weight is None or not one_each or any(row is None or row.axis or not row.together for row in lies):
+            return None
+        if not {program.input, *program.needs([out])} <= program.rows.keys():
+            return None
+        columns = torch.empty(count, dtype=torch.int64)
+        columns[owner[owner >= 0]] = (owner >= 0).nonzero().flatten()
+        return _Product(at, out, columns.to(weight.device), weight.T if op.name == "linear" else weight)
+
+    def without(self, base: Mapping[int, Tensor], program: Program, units: Tensor, rows: Tensor) -> Tensor | None:
+        """What it makes for some examples without one unit each; None if something is infinite."""
+        examples, columns = len(base[program.input]), self.columns[units]
+        before, whole = base[self.at], base[self.out]
+        emitted = before.reshape(examples, -1, before.shape[-1])[rows, :, columns]
+        made = whole.reshape(examples, -1, whole.shape[-1])[rows]
+        edited = torch.addcmul(made, emitted[:, :, None], self.weight[columns][:, None], value=-1)
+        if not bool(edited.sum().isfinite()):
+            return None  # infinity less infinity says nothing of the rest
+        return edited.reshape(-1, *whole.shape[1:])
 
 
 def _picked(program: Program, base: Mapping[int, Tensor], at: int, rows: Tensor) -> Tensor:

@@ -409,7 +409,7 @@ def _way(
     if not bitwise and job.new is not None:
         reason = "the score depends on more than the prediction"
         if judge.counts_predictions:
-            reason = chain if isinstance(chain, str) else mappable(chain, key)
+            reason = chain if isinstance(chain, str) else mappable(chain, key) or _laid_out(chain, key, net)
         if not reason:
             return Way(key, count, EDGES, 1.0 + 1e-5 * count)
     if not bitwise and job.nested is not None:
@@ -423,6 +423,13 @@ def _way(
     work = [program.remaining(_touched(program, lesions[place])) for place in tried]
     price = count * (sum(work) / max(1, len(work)) + JUDGING) / max(1, program.work)
     return Way(key, count, REPLAY, price, reason)
+
+
+def _laid_out(chain: Chain, name: str, net: Network) -> str:
+    """Why a chain's weight does not lie as the network's does; "" if it does."""
+    stage = next(stage for stage in chain.stages if name in {stage.name, stage.bias})
+    same = name == stage.bias or stage.weight.data_ptr() == net.weights[name].data_ptr()
+    return "" if same else "the network holds it transposed, or as a part of another weight"
 
 
 def _touched(program: Program, lesion: Lesion) -> frozenset[int]:
