@@ -345,3 +345,12 @@ def test_a_weight_that_is_held_transposed_is_mapped_in_its_own_orientation() -> 
     hurt[1, 4] = 0
     assert float(effects.scores["inward"][1, 4]) == pytest.approx(task.score(net.with_weights({"inward": hurt})))
     assert "transposed" in effects.plan.explain()
+
+
+def test_a_network_whose_outputs_are_no_numbers_has_no_effects() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    broken = net.with_weights({"4.bias": torch.tensor([float("nan"), 0.0, 0.0])})
+    effects = ablate(broken, EachUnit(), task)
+    assert effects.intact == 0.0
+    assert not bool(effects.tallies["0"].total.any())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -70,31 +69,21 @@ class Population:
     def screened(self, design: Design, seed: int, *, block: int = 2500, layers: int = 3) -> Screened:
         units = self.truth.shape[1]
         groups = torch.arange(units) * layers // units
-        blocks: Iterable[int] = range(0, len(self.margin), block)
-        return total(
-            part.choice(design, 1000 * seed + start, groups)
-            for start in blocks
-            for part in [self.rows(start, start + block)]
-        )(self, block)
+        found: Screened | None = None
+        for start in range(0, len(self.margin), block):
+            part = self.rows(start, start + block)
+            more = part.told(part.choice(design, 1000 * seed + start, groups))
+            found = more if found is None else found + more
+        assert found is not None
+        return found
+
+    def told(self, choice: Choice) -> Screened:
+        units, rows = choice.pairs
+        return choice.counted(self.truth[rows, units])
 
     @property
     def effects(self) -> Tensor:
         return self.truth.double().mean(0)
-
-
-def total(choices: Iterable[Choice]):  # type: ignore[no-untyped-def]
-    """Screened numbers of the blocks of a population."""
-
-    def of(population: Population, block: int) -> Screened:
-        found: Screened | None = None
-        for number, choice in enumerate(choices):
-            units, rows = choice.pairs
-            part = choice.counted(population.truth[number * block :][rows, units])
-            found = part if found is None else found + part
-        assert found is not None
-        return found
-
-    return of
 
 
 # ---------------------------------------------------------------------------------------------------- the estimate
@@ -169,9 +158,7 @@ def test_numbers_of_disjoint_inputs_add() -> None:
     parts = []
     for start in (0, 200, 400):
         part = population.rows(start, start + 200)
-        choice = part.choice(design, start, groups)
-        units, rows = choice.pairs
-        parts.append(choice.counted(part.truth[rows, units]))
+        parts.append(part.told(part.choice(design, start, groups)))
     one, other = parts[0] + parts[1] + parts[2], parts[2] + (parts[0] + parts[1])
     for name in ("predicted", "pairs", "taken", "rose", "fell"):
         assert torch.equal(getattr(one, name), getattr(other, name))
@@ -222,8 +209,7 @@ def test_pairs_without_a_finite_prediction_are_evaluated() -> None:
     choice = odd.choice(Design((0.2,), (1.0, 0.1)), 0, torch.zeros(5, dtype=torch.int64))
     assert bool(choice.taken[:3].all()) and bool(choice.taken[7, 2]) and bool(choice.taken[8, 1])
     assert not bool(choice.predicted[:3].any())
-    units, rows = choice.pairs
-    assert choice.counted(odd.truth[rows, units]).intervals().best.isfinite().all()
+    assert odd.told(choice).intervals().best.isfinite().all()
 
 
 def test_idle_pairs_are_never_evaluated_and_change_nothing() -> None:

@@ -58,6 +58,8 @@ def certifiable(chain: Chain, layer: str, judge: Judge) -> str:
     if at is None:
         return f"{layer!r} makes no units of the chain"
     *hidden, last = chain.stages
+    if last.weight.dtype not in {torch.float32, torch.float64}:
+        return f"its numbers are {last.weight.dtype}"
     if any(not stage.linear for stage in chain.stages[at + 1 :]) or chain.stages[at].block != 1:
         return "a convolution or a flattened feature map lies behind it"
     if chain.stages[at].silent != chain.stages[at].silent:
@@ -163,13 +165,12 @@ class Certifier:
             layer: Tally.zeros((stages[at].made,), judge.classes, stages[at].weight.device)
             for layer, at in self.layers.items()
         }
-        rows, intact = (
-            ROWS if self.chain.linear else IMAGES,
-            [torch.zeros(0, dtype=torch.float64, device=inputs.device)],
-        )
+        intact = [torch.zeros(0, dtype=torch.float64, device=inputs.device)]
+        size = ROWS if self.chain.linear else IMAGES
         with torch.no_grad():
-            for some, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
-                block = _Block.of(self, some, labels, judge)
+            for start in range(0, len(inputs), size):
+                rows = slice(start, start + size)
+                block = _Block.of(self, inputs[rows], targets[rows], judge)
                 intact.append(block.intact)
                 for layer, at in self.layers.items():
                     block.count(at, tallies[layer])

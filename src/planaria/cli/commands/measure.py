@@ -259,7 +259,9 @@ def vulnerability(
     ] = None,
     workers: Annotated[
         int,
-        typer.Option("--workers", min=1, help="Processes that share the test inputs (not with estimates).", rich_help_panel="How"),
+        typer.Option(
+            "--workers", min=1, help="Processes that share the test inputs (not with estimates).", rich_help_panel="How"
+        ),
     ] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
