@@ -22,7 +22,7 @@ def perceptron(quick: bool) -> list[Row]:
 def convolutional(quick: bool) -> list[Row]:
     """B5."""
     case = lenet(quick)
-    return [_outputs("B5", case, case.few(125 if quick else 1000), quick, {"ratio_naive": 100.0}, {})]
+    return [_outputs("B5", case, case.few(64 if quick else 1000), quick, {"ratio_naive": 100.0}, {})]
 
 
 def _outputs(

@@ -28,19 +28,19 @@ from planaria.sweep.tally import Judge
 
 def residual(quick: bool) -> list[Row]:
     """B6: ResNet-20, by replay with the network's own operations and with fused ones."""
-    case, data = resnet20(quick), 24 if quick else 256
+    case, data = resnet20(quick), 8 if quick else 256
     few = case.few(data)
     return [
         _map("B6", f"{case.name} unit map, exact", case, few, quick, False, {"ratio_naive": 7.0}),
-        _map("B6 bitwise", f"{case.name} unit map, bit-identical", case, few, quick, True, {"ratio_naive": 3.0}),
+        _map("B6", f"{case.name} unit map, bit-identical", case, few, quick, True, {"ratio_naive": 3.0}),
     ]
 
 
 def transformer(quick: bool) -> list[Row]:
     """B8, exact."""
     case = vit(quick)
-    few = case.few(16 if quick else 128)
-    return [_map("B8 exact", f"{case.name} neurons, exact", case, few, quick, False, {"ratio_naive": 5.0})]
+    few = case.few(8 if quick else 128)
+    return [_map("B8", f"{case.name} neurons, exact", case, few, quick, False, {"ratio_naive": 5.0})]
 
 
 def _map(id: str, work: str, case: Case, data: Data, quick: bool, bitwise: bool, at_least: dict[str, float]) -> Row:
@@ -51,7 +51,7 @@ def _map(id: str, work: str, case: Case, data: Data, quick: bool, bitwise: bool,
     judge = Judge(ACCURACY)
     some = case.some(per_layer=1)
     chosen: dict[str, list[int]] = {}
-    for unit in case.some(per_layer=4 if quick else 16):
+    for unit in case.some(per_layer=2 if quick else 16):
         chosen.setdefault(unit.layer, []).append(unit.index)
     count = sum(len(units) for units in chosen.values())
     every = [Selection(layer, tuple(units)) for layer, units in chosen.items()]

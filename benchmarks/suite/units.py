@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from suite.harness import (
     SAME_ROUTE,
@@ -28,11 +30,11 @@ def perceptron(quick: bool) -> list[Row]:
     """B1: a trained and an untrained network; in the full tier with all threads too."""
     rows = [
         _map("B1", mlp(quick), quick, {"ratio_naive": 600.0}, {"forwards_equivalent": 1.5}),
-        _map("B1", untrained_mlp(quick), quick, {}, {"forwards_equivalent": 4.0}),
+        _map("B1", untrained_mlp(quick), quick, {}, {"forwards_equivalent": 4.0}, alone=True),
     ]
     if not quick:
-        with threads(max(2, torch.get_num_interop_threads())):
-            rows.append(_map("B1", mlp(quick), quick, {}, {}))
+        with threads(os.cpu_count() or 1):
+            rows.append(_map("B1", mlp(quick), quick, {}, {}, alone=True))
     return rows
 
 
@@ -41,7 +43,10 @@ def deep(quick: bool) -> list[Row]:
     return [_map("B4", deep_mlp(quick), quick, {"ratio_naive": 170.0}, {})]
 
 
-def _map(id: str, case: Case, quick: bool, at_least: dict[str, float], at_most: dict[str, float]) -> Row:
+def _map(
+    id: str, case: Case, quick: bool, at_least: dict[str, float], at_most: dict[str, float], *, alone: bool = False
+) -> Row:
+    """The map, and brute force on some of its units; `alone` leaves the peers out."""
     units, some, data, task = case.units, case.some(), case.test, case.task
     naive = brute_force(case, some, data)
     outputs: dict[str, Tensor] = {}
@@ -53,7 +58,7 @@ def _map(id: str, case: Case, quick: bool, at_least: dict[str, float], at_most: 
     def ours() -> None:
         scores.update(ablate(case.net, EachUnit(), task, audited=0).scores)
 
-    peer, others = peers(case, some, data)
+    peer, others = ("", {}) if alone else peers(case, some, data)
     ways = {"naive": brute, SAME_ROUTE: same_route(naive), "ours": ours, **others}
     times = interleave(ways, repetitions(quick))
     assert sum(len(found) for found in scores.values()) == len(units)

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from planaria.repair.retrain import Retrain as Retrain
     from planaria.repair.sidecar import Sidecar as Sidecar
     from planaria.repair.sidecar import doubt as doubt
+    from planaria.repair.together import train_together as train_together
     from planaria.study.harden import Contest as Contest
     from planaria.study.harden import harden as harden
     from planaria.study.portrait import portrait as portrait
@@ -89,9 +90,12 @@ if TYPE_CHECKING:
     from planaria.study.vulnerability import vulnerability as vulnerability
     from planaria.sweep.ablate import Effects as Effects
     from planaria.sweep.ablate import ablate as ablate
+    from planaria.sweep.between import scores_between as scores_between
     from planaria.sweep.compact import compact as compact
     from planaria.sweep.edges import Becomes as Becomes
     from planaria.sweep.edges import Flipped as Flipped
+    from planaria.sweep.precision import precise as precise
+    from planaria.sweep.screen import screen as screen
     from planaria.sweep.work import EachUnit as EachUnit
     from planaria.sweep.work import EachWeight as EachWeight
     from planaria.sweep.work import Nested as Nested
@@ -157,6 +161,7 @@ _DOOR = {
     "Sidecar": "repair.sidecar",
     "doubt": "repair.sidecar",
     "dream": "repair.dream",
+    "train_together": "repair.together",
     "respond": "study.respond",
     "survive": "study.survive",
     "Attrition": "study.regime",
@@ -172,6 +177,9 @@ _DOOR = {
     "EachUnit": "sweep.work",
     "EachWeight": "sweep.work",
     "Nested": "sweep.work",
+    "screen": "sweep.screen",
+    "precise": "sweep.precision",
+    "scores_between": "sweep.between",
     "Becomes": "sweep.edges",
     "Flipped": "sweep.edges",
     "vulnerability": "study.vulnerability",

@@ -302,10 +302,32 @@ def test_outputs_that_are_always_equal_stay_ties() -> None:
 
 
 def test_logits_that_deletion_makes_equal_are_judged_like_brute_force() -> None:
-    # The only unit lifts class 1 over class 0; without it both are 0 and the first is chosen.
-    chain = chain_of([1, 1, 2], ["relu", "relu"], [torch.ones(1, 1), torch.tensor([[0.0], [1.0]])], [None, None])
+    # The first unit lifts class 1 over class 0; without it both are 1 and the first is chosen.
+    weights = [torch.ones(2, 1), torch.tensor([[0.0, 1.0], [1.0, 1.0]])]
+    chain = chain_of([1, 2, 2], ["relu", "relu"], weights, [None, None])
     found = certified_units(chain, ["0"], torch.ones(3, 1), torch.tensor([0, 1, 1]), Judge(ACCURACY))["0"]
-    assert (found.total.tolist(), found.rose.tolist(), found.fell.tolist()) == ([-1.0], [1], [2])
+    assert (found.total.tolist(), found.rose.tolist(), found.fell.tolist()) == ([-1.0, 0.0], [1, 0], [2, 0])
+
+
+def test_a_unit_that_outweighs_all_others_does_not_drown_them() -> None:
+    # Both logits are 1e9 with the first unit, where single precision knows steps of 64; 0 and 1 without it.
+    weights = [torch.ones(3, 1), torch.tensor([[1e9, 0.0, 0.0], [1e9, 0.5, 0.5]])]
+    chain = chain_of([1, 3, 2], ["relu", "relu"], weights, [None, None])
+    found = certified_units(chain, ["0"], torch.ones(2, 1), torch.tensor([0, 1]), Judge(ACCURACY))["0"]
+    assert found.rose.tolist() == [1, 0, 0] and found.fell.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_bounds_are_reached_by_a_chain_of_single_units(depth: int) -> None:
+    # 1 -> 1 -> ... -> 2 logits: deleting the first unit takes its whole lead from class 1.
+    weights = [torch.ones(1, 1)] * depth + [torch.tensor([[0.0], [1.0]])]
+    chain = chain_of([1] * (depth + 1) + [2], ["relu"] * len(weights), weights, [None] * len(weights))
+    bounds = Certifier.of(chain, ["0"]).bounds[0]
+    assert bounds is not None
+    assert float(bounds.fall.view(2, 2, 1)[1, 0, 0]) == pytest.approx(1.0, abs=0.02)
+    assert float(bounds.fall.view(2, 2, 1)[1, 0, 0]) >= 1.0
+    total = -bounds.direct[1, 0, 0] + bounds.rest[1, 0]
+    assert 1.0 <= float(total) == pytest.approx(1.0, abs=0.02 * depth)
 
 
 def test_counts_of_parts_add_to_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

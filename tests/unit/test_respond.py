@@ -12,13 +12,16 @@ from torch import nn
 
 from cases import NETWORKS, trained
 from planaria.core.errors import AnatomyError, InputError
+from planaria.core.motion import settle, updates
 from planaria.core.network import Network
+from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.damage.faults import Noise, Silence
 from planaria.damage.sites import Dose, RandomEntries, RandomUnits
 from planaria.measure.scores import Score
 from planaria.measure.task import Data, Task
-from planaria.study.respond import checked_doses, collect, iter_respond, respond
+from planaria.repair.retrain import Adam, Retrain
+from planaria.study.respond import checked_doses, collect, iter_respond, plan_inputs, respond
 
 SILENT = Damage(Silence(), RandomUnits())
 
@@ -125,3 +128,30 @@ def test_a_network_and_a_task_that_do_not_fit_are_refused() -> None:
     _, task = trained("clouds")
     with pytest.raises((AnatomyError, InputError)):
         respond(NETWORKS["cnn-batchnorm"].network(), SILENT, task, doses=[0.5], draws=1)
+
+
+def test_planned_inputs_give_the_same_curve_for_a_part_of_the_inputs() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(6000, 20, generator=rng)
+    y = (x[:, :3] @ torch.randn(3, 4, generator=rng) + 0.4 * torch.randn(6000, 4, generator=rng)).argmax(1)
+    blobs = Task.of("blobs", (x[:2000], y[:2000]), (x[2000:], y[2000:]))
+    start = Network.of(nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4)), x)
+    net = settle(Retrain(blobs, Adam(5e-3)), updates(150))(start, stream(0, "train"))
+    damage, doses = Damage(Silence(), RandomUnits()), [0.2, 0.5, 0.8, 1.0]
+    plan = plan_inputs(net, damage, blobs, doses)
+    assert 20 <= plan.inputs < 2000
+    assert plan.intact == pytest.approx(blobs.score(net))
+    whole = respond(net, damage, blobs, doses=doses, draws=40)
+    part = respond(net, damage, blobs, doses=doses, draws=40, planned=True)
+    assert part.intact == whole.intact
+    for one, other in zip(whole.mean, part.mean, strict=True):
+        assert abs(one.best - other.best) < 0.03
+        assert other.high - other.low < 1.5 * (one.high - one.low) + 0.01
+
+
+def test_inputs_are_not_planned_for_scores_that_are_no_mean() -> None:
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    line = Task.of("line", (x, x[:, :1]), (x, x[:, :1]), loss="mse", score="r2")
+    net = Network.of(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)), x)
+    with pytest.raises(InputError, match="mean over examples"):
+        respond(net, Damage(Silence(), RandomUnits()), line, doses=[0.5], draws=2, planned=True)

@@ -31,6 +31,7 @@ class Options:
     expect: float | None
     widths: str | None = None
     networks: int | None = None
+    planned: bool = False
 
 
 def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
@@ -54,6 +55,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
         "draws": draws,
         **options.damage.identity(),
         **({} if sizes is None else sizes.identity()),
+        **({"planned": True} if options.planned else {}),
     }
     folder = screen.out or folder_for(subject, identity)
     check_folder(folder, identity, fresh=screen.fresh)
@@ -62,7 +64,8 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     try:
         with begin(prepared, identity, folder, screen, options.expect) as current:
             damage = options.damage.on(current.net)
-            response = current.response(damage, doses, draws, seeds, screen)
+            plan = current.plan(damage, doses, seeds[0]) if options.planned else None
+            response = current.response(damage, doses, draws, seeds, screen, plan)
             scaling = None
             if sizes is not None:
                 scaling = widths.finite_size_test(current, sizes, options.damage, doses, draws, screen)
@@ -74,6 +77,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
                     "seeds": list(seeds),
                     "damage": repr(damage),
                     "unit": damage.site.dose.unit,
+                    **({} if plan is None else {"inputs_per_order": plan.inputs}),
                     **({} if sizes is None else sizes.identity()),
                 },
                 "rows": _rows(response, draws, seeds),

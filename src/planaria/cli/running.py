@@ -28,7 +28,7 @@ from planaria.measure.task import Task
 from planaria.measure.weights import load_weights, pack_weights
 from planaria.report.page import render
 from planaria.study.rescue import Baseline
-from planaria.study.respond import Point, Response, collect, iter_respond
+from planaria.study.respond import InputPlan, Point, Response, collect, iter_respond, plan_inputs
 from planaria.version import version
 
 INTACT, BEST, COMPACT = "intact.safetensors", "best.safetensors", "compact.safetensors"
@@ -81,26 +81,40 @@ class Run:
             self.ledger.record(mark, make())
         return self.ledger[mark]
 
-    def order(self, damage: Damage, curve: tuple[float, ...], draw: int, seed: int) -> list[Point]:
+    def plan(self, damage: Damage, curve: tuple[float, ...], seed: int) -> InputPlan:
+        """Inputs per order of a response curve, from a pilot; from the ledger if it is there."""
+        mark = self.id(what="planned inputs", seed=seed, doses=list(curve))
+        return InputPlan(**self.once(mark, lambda: vars(plan_inputs(self.net, damage, self.task, curve, seed=seed))))
+
+    def order(
+        self, damage: Damage, curve: tuple[float, ...], draw: int, seed: int, plan: InputPlan | None = None
+    ) -> list[Point]:
         """One order of a response curve, from the ledger if it is there."""
-        mark = self.id(what="order", draw=draw, seed=seed, doses=list(curve))
+        part = {} if plan is None else {"inputs": plan.inputs}
+        mark = self.id(what="order", draw=draw, seed=seed, doses=list(curve), **part)
 
         def measured() -> dict[str, Any]:
-            points = iter_respond(self.net, damage, self.task, curve, draw=draw, seed=seed)
+            points = iter_respond(self.net, damage, self.task, curve, draw=draw, seed=seed, plan=plan)
             pairs = [[point.dose, point.score] for point in points]
             return {"what": "order", "draw": draw, "seed": seed, "points": pairs}
 
         return [Point(draw, dose, score) for dose, score in self.once(mark, measured)["points"]]
 
     def response(
-        self, damage: Damage, curve: tuple[float, ...], draws: int, seeds: tuple[int, ...], screen: Screen
+        self,
+        damage: Damage,
+        curve: tuple[float, ...],
+        draws: int,
+        seeds: tuple[int, ...],
+        screen: Screen,
+        plan: InputPlan | None = None,
     ) -> Response:
         """A response curve over all orders of all seeds."""
         points: list[Point] = []
         with screen.progress(draws * len(seeds), "orders of the response curve") as steps:
             for place, seed in enumerate(seeds):
                 for draw in range(draws):
-                    for point in self.order(damage, curve, draw, seed):
+                    for point in self.order(damage, curve, draw, seed, plan):
                         points.append(Point(place * draws + draw, point.dose, point.score))
                     steps.done()
         return collect(points, damage, self.task, seeds[0])

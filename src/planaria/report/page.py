@@ -151,45 +151,46 @@ def _hardening(document: Document) -> Apart:
 
 
 def _vulnerability(document: Document) -> Apart:
+    found = vulnerability.Found.of(document)
     sections = [
         *_section(
             "Where the network is weak",
-            vulnerability_figures.map_figure(document),
-            table=vulnerability.layer_table(document),
+            vulnerability_figures.map_figure(found),
+            table=vulnerability.layer_table(found),
             otherwise="No unit has been measured, so there is no map.",
         ),
-        *_section("Does the damage concentrate?", vulnerability_figures.ranked_figure(document)),
+        *_section("Does the damage concentrate?", vulnerability_figures.ranked_figure(found)),
         *_section(
             "The units that cost most",
-            table=vulnerability.top_table(document),
+            table=vulnerability.top_table(found),
             note="Brackets: 95% interval of the unit alone. Class: the one that loses most of its own score.",
         ),
         *_section(
             "Direct and total effects",
-            vulnerability_figures.effects_figure(document),
+            vulnerability_figures.effects_figure(found),
             otherwise="The result does not hold both effects of any unit, so they are not compared.",
         ),
         *_section(
             "Units that are silent together",
-            vulnerability_figures.sets_figure(document),
-            table=vulnerability.sets_table(document),
+            vulnerability_figures.sets_figure(found),
+            table=vulnerability.sets_table(found),
             otherwise="No sets of units were tried.",
         ),
         *_section(
             "Single weights",
-            table=vulnerability.weights_table(document),
+            table=vulnerability.weights_table(found),
             note="Every entry of a weight changed alone. 99%, 99.9%: the loss that so many entries do not exceed.",
             otherwise="Single weights were not tried.",
         ),
         *_section(
             "How it was computed",
-            table=vulnerability.plan_table(document),
-            pairs=vulnerability.computation(document),
-            note=f"{vulnerability.computed(document)}. Prices are in forward passes over the same inputs.",
+            table=vulnerability.plan_table(found),
+            pairs=vulnerability.computation(found),
+            note=f"{vulnerability.computed(found)}. Prices are in forward passes over the same inputs.",
             otherwise="The result does not say how it was computed.",
         ),
     ]
-    return (vulnerability.headline(document), vulnerability.verdict(document)), sections
+    return (vulnerability.headline(found), vulnerability.verdict(found)), sections
 
 
 _APART = {"survival": _survival, "hardening": _hardening, "vulnerability": _vulnerability}
@@ -229,7 +230,7 @@ def _facts(document: Document) -> list[dict[str, str]]:
     if methods:
         runs = ("Methods", count(len(methods)), "")
     if part(document, "vulnerability"):
-        runs = vulnerability.fact(document)
+        runs = vulnerability.fact(vulnerability.Found.of(document))
     facts = [
         (
             "Intact, test split",

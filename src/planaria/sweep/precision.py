@@ -368,16 +368,17 @@ NOISE = 0.15
 """Share that the choice of inputs may add to the variance between orders."""
 
 
-def planned_inputs(pilot: Tensor, inputs: int, noise: float = NOISE) -> int:
+def planned_inputs(pilot: Tally, seen: int, inputs: int, noise: float = NOISE) -> int:
     """Inputs per order of a response curve, such that more orders are worth more than more inputs.
 
-    The smallest n with s^2 (1/n - 1/N) <= noise * t^2, where s^2 is the variance of an example's score within an order
-    and t^2 that of the scores of orders (what the pilot's own inputs add to it taken off), both summed over the points
-    of the curve. The standard error of a mean over orders then grows by a factor of sqrt(1 + noise), 7 %.
+    The smallest n with s^2 (1/n - 1/N) <= noise * t^2, where s^2 is the variance of the change of an example's score
+    within an order and t^2 that of the mean changes of orders (what the pilot's own inputs add to it taken off), both
+    summed over the points of the curve. The standard error of a mean over orders then grows by a factor of
+    sqrt(1 + noise), 7 %.
 
     Args:
-        pilot: [orders, points, examples]: score per example, each order on random inputs of its own; 8 orders will do.
-            Where the intact score of all inputs is known, changes of the score need fewer inputs at small doses.
+        pilot: [orders, points], each order on random inputs of its own or all on all inputs; 8 orders will do.
+        seen: Inputs of each order of the pilot.
         inputs: Examples in all, N.
         noise: Share of the variance between orders.
 
@@ -388,20 +389,20 @@ def planned_inputs(pilot: Tensor, inputs: int, noise: float = NOISE) -> int:
         InputError: Fewer than two orders or examples.
 
     Example:
-        >>> rng = stream(0, "pilot")
-        >>> orders = 0.05 * torch.randn(8, 1, 1, generator=rng)
-        >>> planned_inputs(0.5 + orders + 0.3 * torch.randn(8, 1, 500, generator=rng), 10_000)
-        193
+        >>> fell = torch.tensor([[0, 100], [0, 140]])
+        >>> zero = torch.zeros_like(fell)
+        >>> planned_inputs(Tally(-fell.double(), zero, fell, fell.double()), 1000, 10_000)
+        906
 
     Not guaranteed: precision from few orders; with 8, t^2 is off by half of itself in one case of three.
     """
-    if pilot.ndim != 3 or pilot.shape[0] < 2 or pilot.shape[2] < 2 or pilot.shape[2] > inputs:
-        expected = f"[orders, points, examples] with two orders and 2 to {inputs} examples at least"
-        raise InputError("planned_inputs(pilot)", expected, list(pilot.shape))
-    scores = pilot.double()
-    examples = scores.shape[2]
-    within = float(scores.var(2).mean(0).sum())
-    between = float(scores.mean(2).var(0).sum()) - within * (1 / examples - 1 / inputs)
+    if pilot.total.ndim != 2 or len(pilot.total) < 2 or not 2 <= seen <= inputs:
+        expected = f"[orders, points] with two orders or more, on 2 to {inputs} examples each"
+        raise InputError("planned_inputs(pilot)", expected, f"{list(pilot.total.shape)} on {seen}")
+    means = pilot.total / seen
+    spread = ((pilot.squares - pilot.total * means) / (seen - 1)).clamp(min=0.0)
+    within = float(spread.mean(0).sum())
+    between = float(means.var(0).sum()) - within * (1 / seen - 1 / inputs)
     if within == 0.0:
         return 1
     if not between > 0.0:

@@ -57,6 +57,15 @@ def respond(
     draws: Annotated[
         int | None, typer.Option("--draws", min=1, help="Random orders; 20.", rich_help_panel="Damage")
     ] = None,
+    plan_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--plan-inputs",
+            help="Judge each order on as many test inputs as a pilot of 8 orders plans, instead of all: for many "
+            "orders on many inputs.",
+            rich_help_panel="Damage",
+        ),
+    ] = False,
     widths: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +99,7 @@ def respond(
 
     subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
     choice = DamageChoice(damage, not pooled, order, words(kinds), words(layers))
-    options = Options(doses, choice, draws, seeds, expect_score, widths, networks)
+    options = Options(doses, choice, draws, seeds, expect_score, widths, networks, plan_inputs)
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
 
 
