@@ -52,8 +52,8 @@ def flips(quick: bool) -> list[Row]:
     """B3b: each of the 32 bits of each weight of the second layer."""
     case = mlp(quick)
     if quick:
-        some = [(SECOND, Flipped(bit)) for bit in (0, 22, 30, 31)]
-        return [_row("B3b", "4 bits of the second layer flipped", case, some, 1, 2, {}, 60.0 * 4 / 32)]
+        some = [(SECOND, Flipped(bit)) for bit in (22, 30)]
+        return [_row("B3b", "2 bits of the second layer flipped", case, some, 1, 2, {}, 60.0 * 2 / 32)]
     wanted = [(SECOND, Flipped(bit)) for bit in range(32)]
     return [_row("B3b", "all bit flips of the second layer", case, wanted, 2, 3, {}, 60.0)]
 

@@ -51,7 +51,7 @@ def _map(id: str, work: str, case: Case, data: Data, quick: bool, bitwise: bool,
     judge = Judge(ACCURACY)
     some = case.some(per_layer=1)
     chosen: dict[str, list[int]] = {}
-    for unit in case.some(per_layer=2 if quick else 16):
+    for unit in case.some(per_layer=1 if quick else 16):
         chosen.setdefault(unit.layer, []).append(unit.index)
     count = sum(len(units) for units in chosen.values())
     every = [Selection(layer, tuple(units)) for layer, units in chosen.items()]
@@ -63,8 +63,8 @@ def _map(id: str, work: str, case: Case, data: Data, quick: bool, bitwise: bool,
     # Both are parts of the whole: what a unit costs is compared with what a unit costs.
     ways = {"naive": naive, SAME_ROUTE: same_route(naive), "ours": ours if bitwise else same_route(ours)}
     peer, others = peers(case, some, data)
-    ways |= others
-    times = interleave(ways, repetitions(quick), warm=not quick)
+    ways |= {"peer": others["peer"]} if quick else others
+    times = interleave(ways, repetitions(quick))
     outputs = naive()
     mine = replayed_units(
         program,

@@ -96,7 +96,7 @@ def images(side: int, channels: int, quick: bool) -> tuple[Data, Data]:
         torch.cat([digits.train.targets, digits.validation.targets]),
     )
     return (
-        _varied(train, 4_000 if quick else 10_000, side, channels, "train"),
+        _varied(train, 2_000 if quick else 10_000, side, channels, "train"),
         _varied(digits.test, 2_000 if quick else 10_000, side, channels, "test"),
     )
 
@@ -210,7 +210,7 @@ class Training:
 RIDGE = Training(0, 0, 0.0)
 """Not by gradients: see `_fit_last`."""
 
-QUICK_MLP = Training(100, 64, 3e-3)
+QUICK_MLP = Training(80, 64, 3e-3)
 
 
 @cache
@@ -299,7 +299,7 @@ def _gates(model: nn.Module) -> dict[str, str]:
     return {name: str(int(name) + 1) for name, _ in makers[:-1]}
 
 
-def _fit_last(model: nn.Module, train: Data, examples: int = 640) -> None:
+def _fit_last(model: nn.Module, train: Data, examples: int = 512) -> None:
     """Normalisation statistics from one pass in train mode, then the last layer by ridge regression."""
     last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]

@@ -38,7 +38,7 @@ class Undecided(nn.Module):
 def fallback(quick: bool) -> list[Row]:
     """B17."""
     train, test = (Data(data.inputs.flatten(1), data.targets) for data in images(28, 1, quick))
-    data = test.take(500 if quick else 1000)
+    data = test.take(250 if quick else 1000)
     model = _made(Undecided).requires_grad_(False)
     net, task = Network.of(model, data.inputs), Task.of("undecided", train, data, validation=data)
     scores: dict[str, Tensor] = {}
@@ -58,7 +58,7 @@ def fallback(quick: bool) -> list[Row]:
         effects = ablate(net, EachUnit(layers=("second",)), task, audited=0)
         scores["ours"] = effects.scores["second"]
 
-    times = interleave({"naive": naive, "ours": ours}, 2 if quick else 7)
+    times = interleave({"naive": naive, "ours": ours}, repetitions(quick))
     difference = assert_scores(scores["naive"], scores["ours"], 0.0, "B17")
     return [
         row(

@@ -85,7 +85,7 @@ def epochs(
             row(
                 id,
                 f"{updates} updates at {share} damage, against {by}",
-                interleave(ways, repetitions(quick), warm=not quick),
+                interleave(ways, repetitions(quick)),
                 naive_scale=updates / part,
                 forward_s=forward_s,
                 difference=assert_same_end(hurt, naive(), ours(part), case),

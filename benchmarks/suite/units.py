@@ -40,7 +40,7 @@ def perceptron(quick: bool) -> list[Row]:
 
 def deep(quick: bool) -> list[Row]:
     """B4: three hidden layers."""
-    return [_map("B4", deep_mlp(quick), quick, {"ratio_naive": 170.0}, {})]
+    return [_map("B4", deep_mlp(quick), quick, {"ratio_naive": 170.0}, {}, alone=quick)]
 
 
 def _map(

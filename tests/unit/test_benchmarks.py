@@ -201,7 +201,7 @@ def test_a_subset_of_units_covers_all_layers(suite: Any) -> None:
 def test_the_data_are_the_same_every_time_and_as_many_as_promised(suite: Any) -> None:
     networks = suite("networks")
     train, test = networks.images(28, 1, True)
-    assert (len(train), len(test)) == (4000, 2000)
+    assert (len(train), len(test)) == (2000, 2000)
     assert test.inputs.shape[1:] == (1, 28, 28)
     again = networks.images.__wrapped__(28, 1, True)[1]
     assert torch.equal(test.inputs, again.inputs)

@@ -20,6 +20,7 @@ from planaria.measure.scores import ACCURACY, Score
 from planaria.sweep import certify
 from planaria.sweep.certify import Certifier, certifiable, certified_units
 from planaria.sweep.chain import Chain, Stage, Step
+from planaria.sweep.rounding import spectral_bound
 from planaria.sweep.tally import Judge, Tally
 
 F = nn.functional
@@ -385,16 +386,17 @@ def test_what_cannot_be_trusted_has_no_slack_that_is_enough(bad: float) -> None:
 def test_the_bound_of_the_spectral_norm_is_one(made: int, read: int, seed: int, scale: float) -> None:
     w = scale * torch.randn(made, read, generator=stream(seed, "w"), dtype=torch.float64)
     norm = float(torch.linalg.matrix_norm(w, 2))
-    assert norm <= certify._spectral(w) <= 1.3 * norm * min(made, read) ** (1 / 16)
+    assert norm <= spectral_bound(w) <= 1.3 * norm * min(made, read) ** (1 / 16)
 
 
 @pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"none"}))
 def test_slopes_are_within_their_bounds(name: str) -> None:
     stage = chain_of([1, 1, 1], [name, name], [torch.ones(1, 1)] * 2, [None] * 2).stages[0]
     x = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
-    slope = stage.post(x).diff() / x.diff()
     low, high = certify._slopes(stage)
-    assert low <= float(slope.min()) + 1e-9 and float(slope.max()) <= high + 1e-9
+    for function in (stage.post, *([lambda x: F.gelu(x, approximate="tanh")] if name == "gelu" else [])):
+        slope = function(x).diff() / x.diff()
+        assert low <= float(slope.min()) + 1e-9 and float(slope.max()) <= high + 1e-9
 
 
 def test_layers_that_cannot_be_certified_say_why() -> None:
@@ -417,6 +419,7 @@ def test_layers_that_cannot_be_certified_say_why() -> None:
     images = (nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2))
     assert "flattened" in why("0", *images, shape=(1, 4, 4))
     assert why("3", *images, shape=(1, 4, 4)) == ""
+    assert why("0", *plain, nn.Softmax(1)) == "" and "mixes" in why("0", *plain, nn.Softmax(0))
     half = Chain((), tuple(Stage("w", None, torch.ones(2, 2).half(), None, None, layer=x) for x in ("a", "")))
     assert "float16" in certifiable(half, "a", judge)
     nowhere = Chain((), (Stage("w", None, torch.ones(2, 2), None, None, layer="a", silent=math.nan), half.stages[1]))

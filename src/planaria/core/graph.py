@@ -98,7 +98,7 @@ class Value:
     """One tensor of a trace.
 
     Attributes:
-        tensor: As computed on the example inputs (a later in-place call may have overwritten its data).
+        tensor: As computed on the example inputs.
         weight: Name of the weight it is a rearrangement of, or None.
         index: For such a value, the position in the flattened weight of each of its entries.
         size: Entries of that weight.
@@ -312,7 +312,7 @@ def trace(net: Network, inputs: Tensor) -> Graph:
     outputs = run(net, inputs, recorder)
     found: list[Value] = []
     walk(outputs, lambda leaf: found.append(recorder.value(leaf)) if isinstance(leaf, Tensor) else None)
-    needed = _needed(recorder.calls, found)
+    needed = needed_calls(recorder.calls, found)
     reads: dict[str, set[int]] = {name: set() for name in net.weights}
     for at, call in enumerate(recorder.calls):
         for value in call.inputs:
@@ -325,8 +325,8 @@ def trace(net: Network, inputs: Tensor) -> Graph:
     return Graph(recorder.calls, found, reads, len(inputs))
 
 
-def _needed(calls: list[Call], outputs: list[Value]) -> set[int]:
-    """Calls on which the outputs depend; what is computed and thrown away says nothing about units."""
+def needed_calls(calls: list[Call], outputs: list[Value]) -> set[int]:
+    """Places of the calls on which the outputs depend; what is computed and thrown away says nothing about units."""
     makers = {id(value): at for at, call in enumerate(calls) for value in call.outputs if value is not None}
     waiting = [makers[id(value)] for value in outputs if id(value) in makers]
     # A number that leaves the tensors (item, a condition) may come back in any way.
@@ -421,8 +421,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._tags = Tags()
-        self._current: dict[int, Value] = {}  # id(tensor) -> its latest value; tensors are kept alive by their values
-        self._sharing: dict[int, list[Tensor]] = {}  # storage -> tensors seen on it
+        self._current: dict[int, Value] = {}  # id(tensor) -> its latest value
+        self._sharing: dict[int, list[Tensor]] = {}  # storage -> tensors seen on it, which keeps them and their ids
         for name, tensor in weights.items():
             index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
             self._adopt(tensor, Value(tensor, name, index, tensor.numel(), frozenset([name])))
@@ -449,6 +449,9 @@ class _Recorder(TorchDispatchMode):
         call = Call(func, self._tags.next(func), walk(args, value_of), walk(kwargs, value_of), [])
         at = len(self.calls)
         inputs = call.inputs
+        if func._schema.is_mutable:  # what is overwritten is kept as it was
+            for value in inputs:
+                value.tensor = value.tensor.clone()
         results = func(*args, **kwargs)
         for value in inputs:
             value.uses.append(at)

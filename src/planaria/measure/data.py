@@ -147,8 +147,11 @@ class Data:
         return Data(self.inputs[rows], self.targets[rows])
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data on a device."""
-        return Data(self.inputs.to(device), self.targets.to(device))
+        """The same data on a device; itself where it is there already."""
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        if inputs is self.inputs and targets is self.targets:
+            return self
+        return Data(inputs, targets)
 
     @cached_property
     def hashes(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,6 +39,53 @@ WORTHWHILE = 10_000_000
 
 PROOF = 64
 """Training examples on which the smaller network must be equal."""
+
+
+class Learner(Protocol):
+    """What moves in a training, and how its gradients are formed."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What the optimiser steps on; not necessarily the network's own weights."""
+        ...
+
+    def gradient(self, rows: Tensor, /) -> None:
+        """Form the gradient of each parameter for a batch, given by its row numbers."""
+        ...
+
+    def plasticity(self, plasticity: Weights, /) -> Weights:
+        """Plasticity of the parameters, from that of the network's weights."""
+        ...
+
+    def now(self) -> Callable[[], Network]:
+        """Keep everything as it is now; what is returned makes a network of it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Module:
+    """A learner for any module: its loss is differentiated automatically."""
+
+    net: Network
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, tuple[dict[str, Any], str]]
+    loss: Gradient
+    rng: Generator
+
+    def gradient(self, rows: Tensor) -> None:
+        with lend(self.rng, self.net.device), plain_kernels(), torch.enable_grad():
+            value = self.loss(rows)
+            for parameter in self.parameters.values():
+                parameter.grad = None  # only now, so that its memory serves for the gradients of this update
+            value.backward()
+
+    def plasticity(self, plasticity: Weights) -> Weights:
+        return plasticity
+
+    def now(self) -> Callable[[], Network]:
+        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        buffers = {name: values[key].detach().clone() for name, (values, key) in self.buffers.items()}
+        return lambda: self.net.with_weights(weights, buffers)
 
 
 def plastic(net: Network, module: nn.Module) -> dict[str, nn.Parameter]:
@@ -81,42 +128,65 @@ def descend(
         plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by; asked after the loss
             has been formed. May return the same object again while nothing changes.
     """
+    if optimiser is not None:
+        learner = _Module(net, moving, _buffers(module), loss, rng)
+        yield from follow(
+            learner, optimiser, rng, rows=rows, update=update, horizon=horizon, plasticity_at=plasticity_at
+        )
     cost = Cost()
-    while optimiser is None:
+    while True:
         cost = cost + update
         yield Moment(net, cost)
+
+
+def follow(
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    rng: Generator,
+    *,
+    rows: tuple[int, int],
+    update: Cost,
+    horizon: int | None,
+    plasticity_at: Callable[[int], Weights],
+    spent: Cost = Cost(),
+) -> Iterator[Moment]:
+    """Endless moments of a training, one per update.
+
+    Args:
+        learner: What moves.
+        optimiser: Of its parameters.
+        rng: Draws the batches.
+        rows: Examples there are, and examples per batch.
+        update: Cost of one update, without its seconds.
+        horizon: Updates after which the rate has fallen to 0.
+        plasticity_at: Number of the update -> plasticity of the network's weights.
+        spent: Cost before the first update.
+    """
+    cost = spent
+    device = next(iter(learner.parameters.values())).device
     full = [group["lr"] for group in optimiser.param_groups]
-    buffers = _buffers(module)
-    brake = _Brake.of({}, {})
+    given: Weights | None = None
+    brake = _Brake((), ())
     for done, batch in enumerate(_batches(*rows, rng)):
         start = time.process_time()
         with (
-            lend(rng, net.device),
-            plain_kernels(),
-            fast_products(net.device) if update.multiply_adds >= WORTHWHILE else nullcontext(),
+            fast_products(device) if update.multiply_adds >= WORTHWHILE else nullcontext(),
             torch.inference_mode(False),
-            torch.enable_grad(),
         ):
-            value = loss(batch.to(net.device))
-            for parameter in moving.values():
-                parameter.grad = None  # only now, so that its memory serves for the gradients of this update
-            value.backward()
+            learner.gradient(batch.to(device))
         if horizon is not None:
             share = min(1.0, done / horizon)
             for group, rate in zip(optimiser.param_groups, full, strict=True):
                 group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
         plasticity = plasticity_at(done)
-        if plasticity is not brake.plasticity:
-            brake = _Brake.of(moving, plasticity)
+        if plasticity is not given:
+            given, brake = plasticity, _Brake.of(learner.parameters, learner.plasticity(plasticity))
         before = [weight.detach().clone() for weight, _ in brake.slow]
         optimiser.step()
         brake.apply(before)
-        now = net.with_weights(
-            {name: parameter.detach().clone() for name, parameter in moving.items()},
-            {name: values[key].detach().clone() for name, (values, key) in buffers.items()},
-        )
+        now = learner.now()
         cost = cost + update + Cost(seconds=time.process_time() - start)
-        yield Moment(now, cost)
+        yield Moment.later(now, cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +194,10 @@ class _Brake:
     """The law of motion after an optimiser's step, for one plasticity.
 
     Attributes:
-        plasticity: The plasticity.
         held: Parameters of which some entries are pinned and the others ordinary, with which, and their values.
         slow: Parameters with other plasticity anywhere, and that.
     """
 
-    plasticity: Weights
     held: tuple[tuple[Tensor, Tensor, Tensor], ...]
     slow: tuple[tuple[Tensor, Tensor], ...]
 
@@ -143,7 +211,7 @@ class _Brake:
                 slow.append((weight, plasticity[name]))
             elif bool(pinned.any()):
                 held.append((weight, pinned, weight.detach().clone()))
-        return _Brake(plasticity, tuple(held), tuple(slow))
+        return _Brake(tuple(held), tuple(slow))
 
     @torch.no_grad()
     def apply(self, before: Sequence[Tensor]) -> None:
@@ -181,8 +249,9 @@ def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
     while True:
         while len(waiting) < size:
             waiting = torch.cat([waiting, torch.randperm(total, generator=rng)])
-        yield waiting[:size]
-        waiting = waiting[size:]
+        full = len(waiting) // size * size
+        yield from waiting[:full].split(size)
+        waiting = waiting[full:]
 
 
 def compacted(net: Network, inputs: Tensor, batch: int, train: Train, *, decays: bool) -> Iterator[Moment]:
@@ -204,12 +273,16 @@ def compacted(net: Network, inputs: Tensor, batch: int, train: Train, *, decays:
         decays: Whether it has weight decay.
     """
     start = time.process_time()
-    cheap = 3 * batch * forward_multiply_adds(net, inputs) < WORTHWHILE
-    small = None if cheap else _smaller(net, inputs[: min(batch, PROOF)])
+    small = _smaller(net, inputs[: min(batch, PROOF)]) if costly(net, inputs, batch) else None
     if small is None or (decays and _moving(small.network) < _moving(net)):
         return train(net, lambda weights: weights)
     spent = Cost(seconds=time.process_time() - start)
     return (_expanded(small, moment, spent) for moment in train(small.network, _once(small.shrink)))
+
+
+def costly(net: Network, inputs: Tensor, batch: int) -> bool:
+    """Whether an update costs enough for looking into how it can be made cheaper."""
+    return 3 * batch * forward_multiply_adds(net, inputs) >= WORTHWHILE
 
 
 def _once(shrink: Callable[[Weights], Weights]) -> Callable[[Weights], Weights]:

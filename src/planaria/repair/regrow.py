@@ -228,7 +228,7 @@ class Ripen:
             return _slowed(ripe, new, 1.0 - (1.0 - self.regrow.others) * youth) if units and youth else ripe
 
         for moment in self.retrain.under(first.network, rng, plasticity_at):
-            yield Moment(moment.network, first.cost + moment.cost)
+            yield moment.at(first.cost + moment.cost)
 
 
 @dataclass(frozen=True)

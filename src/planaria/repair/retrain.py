@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,8 @@ from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 from planaria.core.trees import Weights
 from planaria.measure.task import Task
-from planaria.repair.descent import compacted, descend, outputs_in_training, plastic
+from planaria.repair.descent import compacted, costly, descend, follow, outputs_in_training, plastic
+from planaria.repair.perceptron import Perceptron
 
 
 class Optimiser(Protocol):
@@ -150,10 +152,13 @@ class Retrain:
             plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by. May return the
                 same object again while nothing changes.
         """
-        data = self.task.train
-        if data.inputs.device != net.device:
-            data = data.to(net.device)
+        start = time.process_time()
+        data = self.task.train.to(net.device)
         size = min(self.batch, len(data))
+        rows = (len(data), size)
+
+        def update(multiply_adds: int) -> Cost:
+            return Cost(size, size, 1, 1, 3 * multiply_adds * size)
 
         def train(net: Network, shrink: Callable[[Weights], Weights]) -> Iterator[Moment]:
             module = net.to_module().train()
@@ -170,12 +175,28 @@ class Retrain:
                 loss,
                 self.optimiser.build(moving.values()) if moving else None,
                 rng,
-                rows=(len(data), size),
-                update=Cost(size, size, 1, 1, 3 * forward_multiply_adds(net, data.inputs) * size),
+                rows=rows,
+                update=update(forward_multiply_adds(net, data.inputs)),
                 horizon=self.horizon,
                 plasticity_at=lambda update: shrink(plasticity_at(update)),
             )
 
-        if isinstance(self.optimiser, SGD | Adam | AdamW):
-            return compacted(net, data.inputs, size, train, decays=self.optimiser.decay > 0)
-        return train(net, lambda weights: weights)  # another may look at a weight's shape, or at all weights at once
+        optimiser = self.optimiser
+        if not isinstance(optimiser, SGD | Adam | AdamW):  # it may look at a weight's shape, or at all weights at once
+            return train(net, lambda weights: weights)
+        decays = optimiser.decay > 0
+        learner = None
+        if costly(net, data.inputs, size):
+            learner = Perceptron.of(net, data, self.task.loss, rng, batch=size, decays=decays)
+        if learner is None:
+            return compacted(net, data.inputs, size, train, decays=decays)
+        return follow(
+            learner,
+            optimiser.build(learner.parameters.values()),
+            rng,
+            rows=rows,
+            update=update(learner.multiply_adds),
+            horizon=self.horizon,
+            plasticity_at=plasticity_at,
+            spent=Cost(seconds=time.process_time() - start),
+        )

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from planaria.report import hardening, scaling, survival, survival_figures, vulnerability, vulnerability_figures
+from planaria.report import (
+    hardening,
+    scaling,
+    survival,
+    survival_figures,
+    vulnerability,
+    vulnerability_figures,
+    vulnerability_map,
+    vulnerability_tables,
+)
 from planaria.report.figures import ledger_figure, rescue_figure, response_figure, summary_figure
 from planaria.report.reading import DASH, Document, Notation, count, doses, evenly, number, part, records
 from planaria.report.tables import Table, cards, comparison, portrait
@@ -155,15 +164,16 @@ def _vulnerability(document: Document) -> Apart:
     sections = [
         *_section(
             "Where the network is weak",
-            vulnerability_figures.map_figure(found),
-            table=vulnerability.layer_table(found),
+            vulnerability_map.map_figure(found),
+            table=vulnerability_tables.layer_table(found),
             otherwise="No unit has been measured, so there is no map.",
         ),
         *_section("Does the damage concentrate?", vulnerability_figures.ranked_figure(found)),
         *_section(
             "The units that cost most",
-            table=vulnerability.top_table(found),
+            table=vulnerability_tables.top_table(found),
             note="Brackets: 95% interval of the unit alone. Class: the one that loses most of its own score.",
+            otherwise="No single unit costs anything.",
         ),
         *_section(
             "Direct and total effects",
@@ -173,19 +183,19 @@ def _vulnerability(document: Document) -> Apart:
         *_section(
             "Units that are silent together",
             vulnerability_figures.sets_figure(found),
-            table=vulnerability.sets_table(found),
+            table=vulnerability_tables.sets_table(found),
             otherwise="No sets of units were tried.",
         ),
         *_section(
             "Single weights",
-            table=vulnerability.weights_table(found),
+            table=vulnerability_tables.weights_table(found),
             note="Every entry of a weight changed alone. 99%, 99.9%: the loss that so many entries do not exceed.",
             otherwise="Single weights were not tried.",
         ),
         *_section(
             "How it was computed",
-            table=vulnerability.plan_table(found),
-            pairs=vulnerability.computation(found),
+            table=vulnerability_tables.plan_table(found),
+            pairs=vulnerability_tables.computation(found),
             note=f"{vulnerability.computed(found)}. Prices are in forward passes over the same inputs.",
             otherwise="The result does not say how it was computed.",
         ),

@@ -8,7 +8,7 @@ computed; only the (unit, example) pairs that are left are evaluated. So a whole
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from planaria.core.errors import InputError
 from planaria.sweep.chain import Chain, Stage
+from planaria.sweep.rounding import Rounding, lipschitz
 from planaria.sweep.tally import Judge, Tally
 
 RIVALS = 64
@@ -29,11 +30,6 @@ IMAGES = 256
 
 ENTRIES = 2**19
 """Numbers in a block of surviving pairs: two mebibytes in single precision."""
-
-SPREAD = 4.0
-"""Rounding errors of a sum of n terms grow like this times sqrt(n), and never beyond n."""
-
-_MOVES = frozenset(["flatten", "view", "same", "mean"])
 
 
 def certifiable(chain: Chain, layer: str, judge: Judge) -> str:
@@ -65,10 +61,13 @@ def certifiable(chain: Chain, layer: str, judge: Judge) -> str:
     if chain.stages[at].silent != chain.stages[at].silent:
         return "a silenced unit is not one number"
     for stage in hidden:
-        if _lipschitz(stage) == float("inf"):
+        if lipschitz(stage) == float("inf"):
             return f"the slope of {', '.join(step.name for step in stage.steps)} is not known"
     if any(step.name not in {"_softmax", "_log_softmax"} for step in last.steps):
         return f"{', '.join(step.name for step in last.steps)} is applied to the outputs"
+    probe = torch.eye(2, last.made, dtype=last.weight.dtype, device=last.weight.device)
+    if last.steps and not torch.equal(last.post(probe)[:1], last.post(probe[:1])):
+        return "the softmax of the outputs mixes examples"
     return ""
 
 
@@ -119,7 +118,7 @@ class Certifier:
     layers: dict[str, int]
     bounds: tuple[_Bounds | None, ...]
     columns: tuple[Tensor | None, ...]
-    rounding: _Rounding
+    rounding: Rounding
 
     @staticmethod
     def of(chain: Chain, layers: Sequence[str]) -> Certifier:
@@ -145,7 +144,7 @@ class Certifier:
                 stage.weight.T.contiguous() if at - 1 in found.values() else None
                 for at, stage in enumerate(chain.stages)
             ]
-            rounding = _Rounding.of(chain)
+            rounding = Rounding.of(chain)
             return Certifier(chain, found, _bounds(chain, first, rounding), tuple(columns), rounding)
 
     def __call__(self, inputs: Tensor, targets: Tensor, judge: Judge) -> tuple[dict[str, Tally], Tensor]:
@@ -233,7 +232,7 @@ class _Bounds:
     most_fall: Tensor
 
 
-def _bounds(chain: Chain, first: int, rounding: _Rounding) -> tuple[_Bounds | None, ...]:
+def _bounds(chain: Chain, first: int, rounding: Rounding) -> tuple[_Bounds | None, ...]:
     """Bounds of the stages from `first` on; none for the last, which makes the outputs."""
     stages = chain.stages
     dtype = stages[-1].weight.dtype
@@ -274,115 +273,6 @@ def _slopes(stage: Stage) -> tuple[float, float]:
         return 0.0, stage.slope
     # GELU and SiLU are x s(x) with s(x) + s(-x) = 1, so that their slopes at x and -x sum to 1.
     return (1.0 - stage.slope if len(stage.steps) == 1 else -stage.slope), stage.slope
-
-
-# --------------------------------------------------------------------------------------------------- rounding
-
-
-@dataclass(frozen=True)
-class _Rounding:
-    """Bound of what rounding may do to the difference of two logits, intact and damaged together.
-
-    A product over n terms errs by at most k u |w| |h| per entry: u the unit roundoff, k = min(n, 4 sqrt(n)) (n holds
-    for any order of summation; the root for errors that do not conspire, Higham and Mary 2019), |w| and |h| norms of
-    the row and of what it reads. So its output errs by k u |W| |h| in norm, |W| of Frobenius. Behind it, an error
-    grows by no more than the spectral norms of the weights and the slopes, and in the end by |W[c] - W[p]|. Eight terms
-    more stand for bias, activation, and the update of rank one. The sum over products is what one network errs by;
-    there are two, the intact and the damaged; the activations of the damaged are at most |h| plus what the deletion
-    of a unit carries there. Activations that are computed enter the bounds of units as they are: their errors are of
-    earlier products, in the sum already. Overflow is kept away by not trusting numbers above the root of the largest.
-
-    Attributes:
-        terms: k u of each product.
-        norms: Bound of the spectral norm of each product but the first.
-        reach: (|W|, |shift|) of each product.
-        gain: Bound of the gain of each product with its steps.
-        tail: Gain from each product, before its steps, to a difference of logits.
-        silent: Size of the values that silenced units have.
-        extra: Error of a softmax.
-        limit: Numbers that are trusted.
-        floor: Added to norms, whose squares may underflow.
-    """
-
-    terms: tuple[float, ...]
-    norms: tuple[float, ...]
-    reach: tuple[tuple[float, float], ...]
-    gain: tuple[float, ...]
-    tail: tuple[float, ...]
-    silent: tuple[float, ...]
-    extra: float
-    limit: float
-    floor: float
-
-    @staticmethod
-    def of(chain: Chain) -> _Rounding:
-        """From the weights."""
-        info = torch.finfo(chain.stages[-1].weight.dtype)
-        terms, norms, reach, gain, tail = [], [], [], [], [1.0]
-        for stage in chain.stages:
-            w = stage.weight.flatten(1).double()
-            n = w.shape[1] + 8
-            # Batch normalisation that was folded in was in the module two more operations.
-            terms.append(min(n, SPREAD * n**0.5) * info.eps / 2 * (2 if stage.folded else 1))
-            # In a convolution each number is read at up to so many places.
-            places = stage.weight[0, 0].numel() ** 0.5
-            reach.append((float(w.norm()) * places, 0.0 if stage.shift is None else float(stage.shift.double().norm())))
-            norms.append(_spectral(w) * places if terms[1:] else 0.0)
-            gain.append(norms[-1] * _lipschitz(stage))
-        last = chain.stages[-1].weight.double()
-        row = 2 * float(last.norm(dim=1).max())
-        reach[-1] = (row, 2 * reach[-1][1])
-        if len(last) <= RIVALS:
-            row = float((last[None] - last[:, None]).norm(dim=2).max())
-        for at in range(len(terms) - 2, -1, -1):
-            tail.append(row * _lipschitz(chain.stages[at]))
-            row *= gain[at]
-        silent = [abs(stage.silent) if stage.silent == stage.silent else 0.0 for stage in chain.stages]
-        extra = 16 * info.eps * len(last) ** 0.5 if chain.stages[-1].steps else 0.0
-        sizes = (extra, info.max**0.5, info.tiny**0.5)
-        return _Rounding(
-            tuple(terms), tuple(norms), tuple(reach), tuple(gain), tuple(tail[::-1]), tuple(silent), *sizes
-        )
-
-    def slack(self, norms: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-        """Margins must be larger than this, [examples]; infinite where nothing can be trusted.
-
-        Args:
-            norms: Of what each stage reads, [examples].
-            places: Positions of what it reads.
-        """
-        total = torch.zeros_like(norms[0], dtype=torch.float64)
-        carried, unsafe = torch.zeros_like(total), torch.isnan(total)
-        for at, norm in enumerate(norms):
-            norm = norm.double() + self.floor
-            size, shift = self.reach[at]
-            reach = size * (norm + carried) + shift * 2 * places[at] ** 0.5 + self.floor
-            unsafe |= ~(reach < self.limit)
-            total += 2 * self.terms[at] * self.tail[at] * reach
-            carried = (self.gain[at] * (carried + norm) if at else carried) + self.silent[at]
-        return (total + self.extra).masked_fill(unsafe | total.isnan(), float("inf"))
-
-
-def _spectral(w: Tensor) -> float:
-    """Upper bound of a matrix's spectral norm: the Schatten norm of order 16 where it is quick, else of order 2."""
-    if w.shape[0] > w.shape[1]:
-        w = w.T
-    scale = float(w.norm())
-    if not 0.0 < scale < float("inf") or w.shape[0] ** 2 * w.shape[1] > 2**30:
-        return scale
-    w = (w / scale).float()
-    power = w @ w.T
-    for _ in range(2):
-        power = power @ power
-    return scale * 1.01 * float(power.double().norm()) ** 0.125  # a hundredth more for the rounding of the powers
-
-
-def _lipschitz(stage: Stage) -> float:
-    """Largest gain of a stage's steps, in norm."""
-    steps = [step for step in stage.steps if step.name not in _MOVES]
-    # Windows that overlap repeat a number, up to 16 times at most.
-    pools = sum("pool" in step.name for step in steps)
-    return replace(stage, steps=tuple(step for step in steps if "pool" not in step.name)).slope * 4.0**pools
 
 
 # ----------------------------------------------------------------------------------------------------- counts
@@ -485,9 +375,10 @@ class _Block:
         kept = (1 - share * share) * (1 - part * part) > 0.01
         kept &= self.room[:, 0].index_select(0, pairs.example) > -float("inf")
         found: list[tuple[_Pairs, Tensor]] = []
-        for some in self._blocks(at, pairs.at((~kept).nonzero()[:, 0])):
-            found.append((some, self._anew(at, some)))
-        pairs = pairs.at(kept.nonzero()[:, 0])
+        if not bool(kept.all()):
+            for some in self._blocks(at, pairs.at((~kept).nonzero()[:, 0])):
+                found.append((some, self._anew(at, some)))
+            pairs = pairs.at(kept.nonzero()[:, 0])
         for deeper in range(at + 1, len(self.stages) - 2):
             pairs = self._narrowed(at, deeper, pairs)
         for some in self._blocks(at + 1, pairs):

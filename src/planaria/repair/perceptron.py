@@ -1,0 +1,233 @@
+"""Perceptrons trained by hand, without what modules and automatic differentiation spend beside the products.
+
+A sequence of linear layers with ReLUs between takes two products per layer and direction, and little else. All weights
+are one vector, so that the optimiser's step, the law of motion and what is kept of an update are one operation each.
+Dead units take no part where that is exact: their entries are left out of the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor, nn
+
+from planaria.core.autodiff import plain_kernels
+from planaria.core.network import Network
+from planaria.core.streams import lend
+from planaria.core.trees import Weights
+from planaria.measure.data import Data
+from planaria.measure.task import Loss, cross_entropy
+
+Names = list[tuple[str, str | None]]
+"""Weight and bias of each layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A linear layer. Its activations are [units, examples], which suits narrow layers, and the softmax.
+
+    Attributes:
+        weight: [made, read].
+        shift: [made, 1] or None.
+        weight_slope: Where the weight's gradient goes.
+        shift_slope: The shift's [made].
+        made: Outputs, behind the ReLU if one follows [made, examples].
+        slope: Where the gradient of the outputs goes [made, examples].
+    """
+
+    weight: Tensor
+    shift: Tensor | None
+    weight_slope: Tensor
+    shift_slope: Tensor | None
+    made: Tensor
+    slope: Tensor
+
+
+class Perceptron:
+    """A training of linear layers with ReLUs between them (a `Learner`, see descent.py); made by `of`.
+
+    Gradients are those of automatic differentiation up to rounding while all activations are finite.
+    """
+
+    def __init__(
+        self, net: Network, names: Names, left: Sequence[Tensor], data: Data, loss: Loss, rng: Generator, batch: int
+    ) -> None:
+        places = _places(net, names, left)
+        self._net, self._loss, self._rng = net, loss, rng
+        self._places = None if len(places) == net.parameters else places.to(net.device)
+        self._vector = self._joined(net.weights)
+        self._vector.grad = torch.zeros_like(self._vector)
+        self._layers: list[_Layer] = []
+        at = 0
+        for (_, bias), (read, made) in zip(names, pairwise(map(len, left)), strict=True):
+            middle = at + made * read
+            end = middle + (made if bias else 0)
+            (weight, shift), (weight_slope, shift_slope) = (
+                (values[at:middle].view(made, read), values[middle:end] if bias else None)
+                for values in (self._vector, self._vector.grad)
+            )
+            shift = None if shift is None else shift[:, None]
+            made_by, slope = weight.new_empty(2, made, batch)
+            self._layers.append(_Layer(weight, shift, weight_slope, shift_slope, made_by, slope))
+            at = end
+        self.multiply_adds = sum(layer.weight.numel() for layer in self._layers)
+        self._inputs, self._targets = data.inputs.flatten(1), data.targets
+        self._batch = self._inputs.new_empty(batch, len(left[0]))
+        self._ones, self._minus = self._inputs.new_ones(batch), -self._inputs.new_ones(1, batch)
+        self._known = loss is cross_entropy and data.targets.ndim == 1 and not data.targets.is_floating_point()
+
+    @staticmethod
+    def of(net: Network, data: Data, loss: Loss, rng: Generator, *, batch: int, decays: bool) -> Perceptron | None:
+        """The network in training, or None: it is no perceptron, or a weight of it is pinned as a whole.
+
+        Args:
+            net: Any network.
+            data: What it is trained on, on the network's device.
+            loss: Mean loss of outputs and targets.
+            rng: Advanced by one number per update, and lent to a loss that may draw some.
+            batch: Examples per update.
+            decays: Whether weights may move without a gradient.
+        """
+        names = _names(net, data.inputs)
+        if names is None or not all(bool((plasticity != 0).any()) for plasticity in net.plasticity.values()):
+            return None
+        read = torch.arange(net.weights[names[0][0]].shape[1])
+        return Perceptron(net, names, [read, *_left(net, names, decays)], data, loss, rng, batch)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The vector alone."""
+        return {"": self._vector}
+
+    def plasticity(self, plasticity: Weights) -> Weights:
+        """Plasticity of the vector."""
+        return {"": self._joined(plasticity)}
+
+    @torch.no_grad()
+    def gradient(self, rows: Tensor) -> None:
+        """Form the gradient for a batch."""
+        torch.index_select(self._inputs, 0, rows, out=self._batch)
+        inputs = self._batch.t()
+        read = inputs
+        for layer in self._layers:
+            if layer.shift is None:
+                torch.mm(layer.weight, read, out=layer.made)
+            else:
+                torch.addmm(layer.shift, layer.weight, read, out=layer.made)
+            read = layer.made if layer is self._layers[-1] else layer.made.relu_()
+        slope = self._slope(read, self._targets.index_select(0, rows))
+        for at in range(len(self._layers) - 1, -1, -1):
+            layer, before = self._layers[at], self._layers[at - 1]
+            torch.mm(slope, (before.made if at else inputs).t(), out=layer.weight_slope)
+            if layer.shift_slope is not None:
+                torch.mv(slope, self._ones, out=layer.shift_slope)
+            if at:
+                slope = torch.mm(layer.weight.t(), slope, out=before.slope).mul_(before.made.sign())
+
+    def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of the loss with respect to outputs [outputs, examples]."""
+        if self._known:
+            torch.randint(2**62, (), generator=self._rng)  # the number that would have been lent
+            slope = torch.softmax(outputs, 0)
+            return slope.scatter_add_(0, targets[None], self._minus).div_(len(targets))
+        with lend(self._rng, outputs.device), plain_kernels(), torch.enable_grad():
+            given = outputs.t().clone(memory_format=torch.contiguous_format).requires_grad_()
+            (found,) = torch.autograd.grad(self._loss(given, targets), given)
+        return found.t()
+
+    def now(self) -> Callable[[], Network]:
+        """Keep the weights as they are; what is returned makes a network of them."""
+        kept = self._vector.clone()
+        return lambda: self._network(kept)
+
+    def _network(self, values: Tensor) -> Network:
+        if self._places is not None:
+            values = _flat(self._net.weights).index_copy(0, self._places, values)
+        parts = values.split([weight.numel() for weight in self._net.weights.values()])
+        pairs = zip(self._net.weights.items(), parts, strict=True)
+        return self._net.with_weights({name: part.view(weight.shape).clone() for (name, weight), part in pairs})
+
+    def _joined(self, tensors: Weights) -> Tensor:
+        """Entries that take part, in one vector."""
+        flat = _flat(tensors)
+        return flat if self._places is None else flat.index_select(0, self._places)
+
+
+def _flat(tensors: Weights) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+
+
+def _names(net: Network, inputs: Tensor) -> Names | None:
+    """Names of the layers if the network is linear layers with ReLUs between that fit the inputs, else None."""
+    names: Names = []
+    flat = inputs.ndim == 2
+    expected: type[nn.Module] = nn.Linear
+    for name, part in _parts(net.module, ""):
+        if type(part) is nn.Flatten and not names and (part.start_dim, part.end_dim) == (1, -1):
+            flat = inputs.ndim > 1
+        elif type(part) is not expected:
+            return None
+        elif isinstance(part, nn.Linear):
+            names.append((f"{name}.weight", None if part.bias is None else f"{name}.bias"))
+            expected = nn.ReLU
+        else:
+            expected = nn.Linear
+    # Tied weights have one name; a parameter of another kind has a name of its own.
+    if not names or expected is nn.Linear or [n for pair in names for n in pair if n] != list(net.weights):
+        return None
+    tensors = [inputs, *net.weights.values()]
+    kind = tensors[-1].dtype
+    fit = flat and inputs.is_contiguous() and len(inputs.flatten(1)[0]) == net.weights[names[0][0]].shape[1]
+    alike = kind.is_floating_point and all(tensor.dtype == kind for tensor in tensors)
+    return names if fit and alike and not torch.is_autocast_enabled(net.device.type) else None
+
+
+def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """What a module of sequences inside sequences calls, in order; a part that does anything of its own is itself."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if type(module) is nn.Sequential and not any(hooks) and "forward" not in vars(module):
+        for key, part in module._modules.items():
+            if part is not None:
+                yield from _parts(part, f"{name}.{key}" if name else key)
+    else:
+        yield name, nn.Module() if any(hooks) or "forward" in vars(module) else module
+
+
+def _left(net: Network, names: Names, decays: bool) -> list[Tensor]:
+    """Per layer, the units that cannot be left out; all of the last layer's.
+
+    A unit can be if nothing comes out of it or nothing reads it, ever, and what else belongs to it cannot move: it has
+    no gradient, and no decay or is pinned.
+    """
+    zero = {name: (weight == 0) & (net.plasticity[name] == 0) for name, weight in net.weights.items()}
+    held = {name: plasticity == 0 for name, plasticity in net.plasticity.items()} if decays else {}
+    left = []
+    for (weight, bias), (reader, _) in pairwise(names):
+
+        def rows(entries: Mapping[str, Tensor], weight: str = weight, bias: str | None = bias) -> Tensor:
+            return entries[weight].all(1) & entries[bias] if bias else entries[weight].all(1)
+
+        gone = rows(zero) | zero[reader].all(0)
+        if decays:
+            gone &= rows(held) & held[reader].all(0)
+        if bool(gone.all()):
+            gone[0] = False
+        left.append((~gone).nonzero().flatten().cpu())
+    return [*left, torch.arange(len(net.weights[names[-1][0]]))]
+
+
+def _places(net: Network, names: Names, left: Sequence[Tensor]) -> Tensor:
+    """Places, in the vector of all entries, of those between units that are left."""
+    places = []
+    start = 0
+    for (weight, bias), (read, made) in zip(names, pairwise(left), strict=True):
+        width = net.weights[weight].shape[1]
+        places.append((start + made[:, None] * width + read).flatten())
+        start += net.weights[weight].numel()
+        if bias:
+            places.append(start + made)
+            start += net.weights[bias].numel()
+    return torch.cat(places)
