@@ -449,9 +449,7 @@ class _Recorder(TorchDispatchMode):
         call = Call(func, self._tags.next(func), walk(args, value_of), walk(kwargs, value_of), [])
         at = len(self.calls)
         inputs = call.inputs
-        if func._schema.is_mutable:  # what is overwritten is kept as it was
-            for value in inputs:
-                value.tensor = value.tensor.clone()
+        self._keep(call)
         results = func(*args, **kwargs)
         for value in inputs:
             value.uses.append(at)
@@ -469,6 +467,15 @@ class _Recorder(TorchDispatchMode):
             if func._schema.is_mutable:
                 self._overwrite(call, at, tensor, active)
         return results
+
+    def _keep(self, call: Call) -> None:
+        """Copy what the call is about to overwrite, so that its values stay as they were."""
+        for argument, given in zip(call.function._schema.arguments, call.args, strict=False):
+            if argument.is_write and isinstance(given, Value):
+                for tensor in self._sharing.get(given.tensor.untyped_storage().data_ptr(), []):
+                    value = self._current.get(id(tensor))
+                    if value is not None and value.tensor is tensor:
+                        value.tensor = tensor.clone()
 
     def _overwrite(self, call: Call, at: int, tensor: Tensor, active: bool) -> None:
         """Other tensors on the same memory have changed too: what they hold now comes from this call as well."""

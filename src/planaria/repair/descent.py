@@ -128,33 +128,39 @@ def descend(
         plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by; asked after the loss
             has been formed. May return the same object again while nothing changes.
     """
-    if optimiser is not None:
-        learner = _Module(net, moving, _buffers(module), loss, rng)
-        yield from follow(
-            learner, optimiser, rng, rows=rows, update=update, horizon=horizon, plasticity_at=plasticity_at
-        )
     cost = Cost()
-    while True:
+    while optimiser is None:
         cost = cost + update
         yield Moment(net, cost)
+    learner = _Module(net, moving, _buffers(module), loss, rng)
+    rates = [group["lr"] for group in optimiser.param_groups]
+
+    def step(share: float) -> None:
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        optimiser.step()
+
+    yield from follow(
+        learner, step, rng, rows=rows, update=update, horizon=horizon, plasticity_at=plasticity_at, spent=cost
+    )
 
 
 def follow(
     learner: Learner,
-    optimiser: torch.optim.Optimizer,
+    step: Callable[[float], None],
     rng: Generator,
     *,
     rows: tuple[int, int],
     update: Cost,
     horizon: int | None,
     plasticity_at: Callable[[int], Weights],
-    spent: Cost = Cost(),
+    spent: Cost,
 ) -> Iterator[Moment]:
     """Endless moments of a training, one per update.
 
     Args:
         learner: What moves.
-        optimiser: Of its parameters.
+        step: Moves its parameters by their gradients, at a share of the full rate.
         rng: Draws the batches.
         rows: Examples there are, and examples per batch.
         update: Cost of one update, without its seconds.
@@ -164,7 +170,6 @@ def follow(
     """
     cost = spent
     device = next(iter(learner.parameters.values())).device
-    full = [group["lr"] for group in optimiser.param_groups]
     given: Weights | None = None
     brake = _Brake((), ())
     for done, batch in enumerate(_batches(*rows, rng)):
@@ -174,15 +179,11 @@ def follow(
             torch.inference_mode(False),
         ):
             learner.gradient(batch.to(device))
-        if horizon is not None:
-            share = min(1.0, done / horizon)
-            for group, rate in zip(optimiser.param_groups, full, strict=True):
-                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
         plasticity = plasticity_at(done)
         if plasticity is not given:
             given, brake = plasticity, _Brake.of(learner.parameters, learner.plasticity(plasticity))
         before = [weight.detach().clone() for weight, _ in brake.slow]
-        optimiser.step()
+        step(1.0 if horizon is None else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done / horizon))))
         brake.apply(before)
         now = learner.now()
         cost = cost + update + Cost(seconds=time.process_time() - start)

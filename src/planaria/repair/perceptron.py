@@ -24,6 +24,28 @@ from planaria.measure.task import Loss, cross_entropy
 Names = list[tuple[str, str | None]]
 """Weight and bias of each layer."""
 
+_behind_relu = torch.ops.aten.threshold_backward.grad_input
+"""(gradient, what the ReLU put out, 0) -> gradient before the ReLU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How a perceptron is trained.
+
+    Attributes:
+        loss: Mean loss of outputs and targets.
+        batch: Examples per update.
+        rng: Advanced by one number per update, and lent to a loss that may draw some.
+        momentum: Share of each gradient that is added to the next one.
+        decays: Whether weights may move without a gradient.
+    """
+
+    loss: Loss
+    batch: int
+    rng: Generator
+    momentum: float
+    decays: bool
+
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
@@ -31,17 +53,23 @@ class _Layer:
 
     Attributes:
         weight: [made, read].
+        turned: The same, transposed.
         shift: [made, 1] or None.
         weight_slope: Where the weight's gradient goes.
         shift_slope: The shift's [made].
-        made: Outputs, behind the ReLU if one follows [made, examples].
-        slope: Where the gradient of the outputs goes [made, examples].
+        read: What it reads [read, examples]: outputs of the layer before, behind their ReLU.
+        examples: The same, transposed.
+        made: What it makes [made, examples].
+        slope: Where the gradient of that goes.
     """
 
     weight: Tensor
+    turned: Tensor
     shift: Tensor | None
     weight_slope: Tensor
     shift_slope: Tensor | None
+    read: Tensor
+    examples: Tensor
     made: Tensor
     slope: Tensor
 
@@ -49,53 +77,56 @@ class _Layer:
 class Perceptron:
     """A training of linear layers with ReLUs between them (a `Learner`, see descent.py); made by `of`.
 
-    Gradients are those of automatic differentiation up to rounding while all activations are finite.
+    Gradients are those of automatic differentiation up to rounding.
     """
 
-    def __init__(
-        self, net: Network, names: Names, left: Sequence[Tensor], data: Data, loss: Loss, rng: Generator, batch: int
-    ) -> None:
+    def __init__(self, net: Network, names: Names, left: Sequence[Tensor], data: Data, training: Settings) -> None:
         places = _places(net, names, left)
-        self._net, self._loss, self._rng = net, loss, rng
+        self._net, self._data, self._training = net, data, training
         self._places = None if len(places) == net.parameters else places.to(net.device)
         self._vector = self._joined(net.weights)
         self._vector.grad = torch.zeros_like(self._vector)
+        self._inputs = data.inputs.flatten(1)
+        self._batch = self._inputs.new_empty(training.batch, len(left[0]))
         self._layers: list[_Layer] = []
-        at = 0
-        for (_, bias), (read, made) in zip(names, pairwise(map(len, left)), strict=True):
-            middle = at + made * read
+        at, read = 0, self._batch.t()
+        for (_, bias), made in zip(names, map(len, left[1:]), strict=True):
+            middle = at + made * len(read)
             end = middle + (made if bias else 0)
             (weight, shift), (weight_slope, shift_slope) = (
-                (values[at:middle].view(made, read), values[middle:end] if bias else None)
+                (values[at:middle].view(made, len(read)), values[middle:end] if bias else None)
                 for values in (self._vector, self._vector.grad)
             )
-            shift = None if shift is None else shift[:, None]
-            made_by, slope = weight.new_empty(2, made, batch)
-            self._layers.append(_Layer(weight, shift, weight_slope, shift_slope, made_by, slope))
-            at = end
+            column = None if shift is None else shift[:, None]
+            out, slope = weight.new_empty(2, made, training.batch)
+            self._layers.append(
+                _Layer(weight, weight.t(), column, weight_slope, shift_slope, read, read.t(), out, slope)
+            )
+            at, read = end, out
         self.multiply_adds = sum(layer.weight.numel() for layer in self._layers)
-        self._inputs, self._targets = data.inputs.flatten(1), data.targets
-        self._batch = self._inputs.new_empty(batch, len(left[0]))
-        self._ones, self._minus = self._inputs.new_ones(batch), -self._inputs.new_ones(1, batch)
-        self._known = loss is cross_entropy and data.targets.ndim == 1 and not data.targets.is_floating_point()
+        self._ones = self._inputs.new_ones(training.batch)
+        labels = data.targets.ndim == 1 and not data.targets.is_floating_point()
+        self._minus = -self._ones[None] if training.loss is cross_entropy and labels else None
 
     @staticmethod
-    def of(net: Network, data: Data, loss: Loss, rng: Generator, *, batch: int, decays: bool) -> Perceptron | None:
+    def of(net: Network, data: Data, training: Settings) -> Perceptron | None:
         """The network in training, or None: it is no perceptron, or a weight of it is pinned as a whole.
 
         Args:
             net: Any network.
             data: What it is trained on, on the network's device.
-            loss: Mean loss of outputs and targets.
-            rng: Advanced by one number per update, and lent to a loss that may draw some.
-            batch: Examples per update.
-            decays: Whether weights may move without a gradient.
+            training: How.
         """
         names = _names(net, data.inputs)
         if names is None or not all(bool((plasticity != 0).any()) for plasticity in net.plasticity.values()):
             return None
         read = torch.arange(net.weights[names[0][0]].shape[1])
-        return Perceptron(net, names, [read, *_left(net, names, decays)], data, loss, rng, batch)
+        return Perceptron(net, names, [read, *_left(net, names, training.decays)], data, training)
+
+    @property
+    def vector(self) -> Tensor:
+        """All entries that take part, with their gradients."""
+        return self._vector
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -108,34 +139,33 @@ class Perceptron:
 
     @torch.no_grad()
     def gradient(self, rows: Tensor) -> None:
-        """Form the gradient for a batch."""
+        """Form the gradient for a batch and add the momentum's share of what was there before."""
+        momentum, outputs = self._training.momentum, self._layers[-1]
         torch.index_select(self._inputs, 0, rows, out=self._batch)
-        inputs = self._batch.t()
-        read = inputs
         for layer in self._layers:
             if layer.shift is None:
-                torch.mm(layer.weight, read, out=layer.made)
+                torch.mm(layer.weight, layer.read, out=layer.made)
             else:
-                torch.addmm(layer.shift, layer.weight, read, out=layer.made)
-            read = layer.made if layer is self._layers[-1] else layer.made.relu_()
-        slope = self._slope(read, self._targets.index_select(0, rows))
-        for at in range(len(self._layers) - 1, -1, -1):
-            layer, before = self._layers[at], self._layers[at - 1]
-            torch.mm(slope, (before.made if at else inputs).t(), out=layer.weight_slope)
+                torch.addmm(layer.shift, layer.weight, layer.read, out=layer.made)
+            if layer is not outputs:
+                layer.made.relu_()
+        slope = self._slope(outputs.made, self._data.targets.index_select(0, rows))
+        for layer, before in zip(self._layers[::-1], [*self._layers[-2::-1], None], strict=True):
+            torch.addmm(layer.weight_slope, slope, layer.examples, beta=momentum, out=layer.weight_slope)
             if layer.shift_slope is not None:
-                torch.mv(slope, self._ones, out=layer.shift_slope)
-            if at:
-                slope = torch.mm(layer.weight.t(), slope, out=before.slope).mul_(before.made.sign())
+                torch.addmv(layer.shift_slope, slope, self._ones, beta=momentum, out=layer.shift_slope)
+            if before is not None:
+                slope = torch.mm(layer.turned, slope, out=before.slope)
+                _behind_relu(slope, before.made, 0, grad_input=slope)
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gradient of the loss with respect to outputs [outputs, examples]."""
-        if self._known:
-            torch.randint(2**62, (), generator=self._rng)  # the number that would have been lent
-            slope = torch.softmax(outputs, 0)
-            return slope.scatter_add_(0, targets[None], self._minus).div_(len(targets))
-        with lend(self._rng, outputs.device), plain_kernels(), torch.enable_grad():
+        if self._minus is not None:
+            torch.randint(2**62, (), generator=self._training.rng)  # as if the stream had been lent
+            return torch.softmax(outputs, 0).scatter_add_(0, targets[None], self._minus).div_(len(targets))
+        with lend(self._training.rng, outputs.device), plain_kernels(), torch.enable_grad():
             given = outputs.t().clone(memory_format=torch.contiguous_format).requires_grad_()
-            (found,) = torch.autograd.grad(self._loss(given, targets), given)
+            (found,) = torch.autograd.grad(self._training.loss(given, targets), given)
         return found.t()
 
     def now(self) -> Callable[[], Network]:

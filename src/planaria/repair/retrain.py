@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
@@ -18,7 +20,7 @@ from planaria.core.network import Network
 from planaria.core.trees import Weights
 from planaria.measure.task import Task
 from planaria.repair.descent import compacted, costly, descend, follow, outputs_in_training, plastic
-from planaria.repair.perceptron import Perceptron
+from planaria.repair.perceptron import Perceptron, Settings
 
 
 class Optimiser(Protocol):
@@ -187,12 +189,13 @@ class Retrain:
         decays = optimiser.decay > 0
         learner = None
         if costly(net, data.inputs, size):
-            learner = Perceptron.of(net, data, self.task.loss, rng, batch=size, decays=decays)
+            momentum = optimiser.momentum if isinstance(optimiser, SGD) else 0.0
+            learner = Perceptron.of(net, data, Settings(self.task.loss, size, rng, momentum, decays))
         if learner is None:
             return compacted(net, data.inputs, size, train, decays=decays)
         return follow(
             learner,
-            optimiser.build(learner.parameters.values()),
+            _step(optimiser, learner.vector),
             rng,
             rows=rows,
             update=update(learner.multiply_adds),
@@ -200,3 +203,41 @@ class Retrain:
             plasticity_at=plasticity_at,
             spent=Cost(seconds=time.process_time() - start),
         )
+
+
+def _step(optimiser: SGD | Adam | AdamW, vector: Tensor) -> Callable[[float], None]:
+    """What `optimiser` does to a vector whose gradient includes the momentum, without torch's book-keeping."""
+    gradient = vector.grad
+    assert gradient is not None
+    if isinstance(optimiser, SGD):
+        rate, decay = optimiser.rate, optimiser.decay
+
+        def descend(share: float) -> None:
+            if decay:
+                gradient.add_(vector, alpha=decay)
+            vector.add_(gradient, alpha=-rate * share)
+
+        return descend
+    settings = optimiser.build([vector]).param_groups[0]
+    move = adamw if isinstance(optimiser, AdamW) else adam
+    means, squares, count = torch.zeros_like(vector), torch.zeros_like(vector), vector.new_zeros((), dtype=torch.float32)
+
+    def adapt(share: float) -> None:
+        move(
+            [vector],
+            [gradient],
+            [means],
+            [squares],
+            [],
+            [count],
+            fused=True,
+            amsgrad=False,
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            lr=settings["lr"] * share,
+            weight_decay=settings["weight_decay"],
+            eps=settings["eps"],
+            maximize=False,
+        )
+
+    return adapt

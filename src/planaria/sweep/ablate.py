@@ -41,6 +41,9 @@ MEMORY = 1 << 28
 """Bytes of activations that a block may have."""
 
 
+PRICED = 250
+"""Inputs on which the price of a forward pass is measured."""
+
 OUTPUTS = 1 << 32
 """Most bytes of outputs that are kept on request."""
 
@@ -230,7 +233,7 @@ def ablate(
         plan=work.plan,
         audit=checked,
         seconds=spent,
-        forward=_forward(net, sample[0]) * whole.examples,
+        forward=_forward(net, sample[0][:PRICED]) * whole.examples,
         bounds=scorer.bounds,
     )
 
@@ -352,7 +355,7 @@ def _by_outputs(
         work.plan,
         checked,
         spent,
-        _forward(net, data.inputs[:SAMPLE]) * len(data),
+        _forward(net, data.inputs[:PRICED]) * len(data),
         scorer.bounds,
         kept,
     )

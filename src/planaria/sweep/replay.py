@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planaria.core.anatomy import Anatomy, Unit, silence
+from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.network import Network
+from planaria.measure.task import FORWARD_BATCH
 from planaria.sweep.program import Program
 from planaria.sweep.tally import Judge, Tally
 
@@ -197,16 +198,27 @@ def resumed(program: Program, base: Mapping[int, Tensor], lesion: Lesion) -> Ten
 
 
 def edited(net: Network, lesion: Lesion) -> Network:
-    """The damaged network as a value of its own: brute force, for networks that cannot be replayed, and for audits."""
+    """The damaged network as a value of its own: brute force, for networks that cannot be replayed, and for audits.
+
+    Nothing is pinned, and of what belongs to a unit only as much is zeroed as silences it.
+    """
     net = net.with_weights(lesion.weights) if lesion.weights else net
     units = [Unit(layer, number) for layer, numbers in lesion.units.items() for number in numbers]
-    return silence(net, Anatomy.of(net).entries(units).all) if units else net
+    if not units:
+        return net
+    anatomy = Anatomy.of(net)
+    slices = anatomy.entries(units)
+    outwards = all(group.exact_by != "incoming" for group in anatomy.groups if group.layer in lesion.units)
+    entries = slices.outgoing if outwards else slices.all
+    return net.with_weights(
+        {name: net.weights[name].masked_fill(hit.to(net.device), 0) for name, hit in entries.items()}
+    )
 
 
 def edited_lesions(
-    net: Network, lesions: Sequence[Lesion], inputs: Tensor, targets: Tensor, judge: Judge, size: int = 1000
+    net: Network, lesions: Sequence[Lesion], inputs: Tensor, targets: Tensor, judge: Judge, intact: Tensor
 ) -> Tally:
-    """Tally of lesions by brute force: the whole damaged network, once for each.
+    """Tally of lesions by brute force: the whole damaged network, once for each, as scores are taken elsewhere.
 
     Args:
         net: The intact network.
@@ -214,12 +226,11 @@ def edited_lesions(
         inputs: [examples, ...].
         targets: [examples, ...].
         judge: How outputs are scored.
-        size: Examples per pass.
+        intact: Scores without a lesion, [examples].
     """
     tally = Tally.zeros((len(lesions),), judge.classes)
-    intact = [judge.values(net(x), t) for x, t in chunks(inputs, targets, size)]
     for place in range(len(lesions)):
         hurt = edited(net, lesions[place])
-        for (x, t), before in zip(chunks(inputs, targets, size), intact, strict=True):
-            tally.note(place, judge.values(hurt(x), t), before, t)
+        parts = [judge.values(hurt(x), t) for x, t in chunks(inputs, targets, FORWARD_BATCH)]
+        tally.note(place, torch.cat(parts), intact, targets)
     return tally

@@ -15,7 +15,7 @@ from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.task import FORWARD_BATCH
-from planaria.sweep.certify import certified_units
+from planaria.sweep.certify import Certifier
 from planaria.sweep.chain import Chain
 from planaria.sweep.curve import curvable, curves
 from planaria.sweep.delta import delta_units
@@ -41,6 +41,7 @@ from planaria.sweep.replay import (
     Selection,
     base_of,
     chunk_size,
+    chunks,
     edited,
     edited_lesions,
     replayed_lesions,
@@ -246,6 +247,7 @@ class Work:
     chain: Chain | str
     judge: Judge
     plan: Plan
+    _certifiers: dict[tuple[str, ...], Certifier] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(net: Network, job: Job, judge: Judge, *, bitwise: bool = False) -> Work:
@@ -302,20 +304,28 @@ class Work:
             targets: [examples, ...].
         """
         found: dict[str, Tally] = {}
-        for way in dict.fromkeys(way.way for way in self.plan.ways):
-            found |= self._by(way, [one.key for one in self.plan.ways if one.way == way], inputs, targets)
-        in_chain = isinstance(self.chain, Chain) and any(way.way in IN_CHAIN for way in self.plan.ways)
-        with torch.no_grad():
-            outputs = self.chain(inputs) if in_chain and isinstance(self.chain, Chain) else self.net(inputs)
-        return {key: found[key] for key in self.job.shapes}, self.judge.values(outputs, targets)
+        intact: Tensor | None = None
+        by_way = {way: [one.key for one in self.plan.ways if one.way == way] for way in _ways(self.plan)}
+        if CERTIFY in by_way:
+            keys = tuple(by_way.pop(CERTIFY))
+            certifier = self._certifiers.get(keys)
+            if certifier is None:
+                assert isinstance(self.chain, Chain)
+                certifier = self._certifiers[keys] = Certifier.of(self.chain, keys)
+            tallies, intact = certifier(inputs, targets, self.judge)
+            found |= tallies
+        if intact is None:
+            parts = chunks(inputs, targets, FORWARD_BATCH)
+            intact = torch.cat([self.judge.values(self.net(x), t) for x, t in parts])
+        for way, keys_of_way in by_way.items():
+            found |= self._by(way, keys_of_way, inputs, targets, intact)
+        return {key: found[key] for key in self.job.shapes}, intact
 
-    def _by(self, way: str, keys: list[str], inputs: Tensor, targets: Tensor) -> dict[str, Tally]:
+    def _by(self, way: str, keys: list[str], inputs: Tensor, targets: Tensor, intact: Tensor) -> dict[str, Tally]:
         """Tallies of some keys, all by one way."""
         job, judge = self.job, self.judge
         if way in IN_CHAIN:
             assert isinstance(self.chain, Chain)
-            if way == CERTIFY:
-                return certified_units(self.chain, keys, inputs, targets, judge)
             if way == DELTA:
                 return delta_units(self.chain, keys, inputs, targets, judge)
             if way == EDGES:
@@ -334,7 +344,9 @@ class Work:
                     found[key] = tally.shaped(job.shapes[key])
             return found
         return {
-            key: edited_lesions(self.net, _OfKey(job, key, self.net), inputs, targets, judge).shaped(job.shapes[key])
+            key: edited_lesions(self.net, _OfKey(job, key, self.net), inputs, targets, judge, intact).shaped(
+                job.shapes[key]
+            )
             for key in keys
         }
 
@@ -349,6 +361,10 @@ class Work:
             base = self.program.run(inputs, keep=base_of(self.program, lesions))
             for place in range(len(lesions)):
                 yield way.key, place, resumed(self.program, base, lesions[place])
+
+
+def _ways(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(way.way for way in plan.ways))
 
 
 def _alone(net: Network, outputs: Tensor) -> bool:
