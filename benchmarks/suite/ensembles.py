@@ -29,7 +29,7 @@ def together(quick: bool) -> list[Row]:
     train = Data(train.inputs.flatten(1), train.targets)
     test = Data(test.inputs.flatten(1), test.targets)
     task = Task.of("images", train, test, validation=test)
-    updates, count = (8, 16) if quick else (100, COUNT)
+    updates, count = (8, 16) if quick else (60, COUNT)
     nets = [_small(seed, train.inputs) for seed in range(count)]
     ends: dict[str, list[Tensor]] = {}
 

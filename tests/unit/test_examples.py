@@ -29,8 +29,8 @@ def quick(script: Path, folder: Path, *more: str) -> str:
     return done.stdout
 
 
-def test_the_three_examples_are_there() -> None:
-    assert [script.stem for script in SCRIPTS] == ["lesion_heads", "own_network", "rescue_mlp"]
+def test_the_four_examples_are_there() -> None:
+    assert [script.stem for script in SCRIPTS] == ["lesion_heads", "own_network", "rescue_mlp", "weak_points"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -50,6 +50,20 @@ def check_that_the_refit_helped(said: str) -> None:
 @pytest.mark.parametrize("stem", ["lesion_heads", "own_network"])
 def test_an_example_damages_and_repairs_and_leaves_no_file(stem: str, tmp_path: Path) -> None:
     check_that_the_refit_helped(quick(FOLDER / f"{stem}.py", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_map_of_units_finds_sets_and_bits_that_cost_more_than_single_units_and_leaves_no_file(
+    tmp_path: Path,
+) -> None:
+    said = quick(FOLDER / "weak_points.py", tmp_path)
+    worst = re.search(r"^  (?:first|second)\[\d+\] +(\d\.\d+)", said, re.MULTILINE)
+    greedy = re.search(r"together, greedy: (\d\.\d+)", said)
+    flipped = re.search(r"Flipped\(bit=30\).*?loses (\d\.\d+)", said, re.DOTALL)
+    assert worst and greedy and flipped, said
+    assert 0 < float(worst[1]) <= float(greedy[1]) < float(flipped[1])
+    assert said.count("mismatches 0") == 2
+    assert sum(len(row) for row in re.findall(r"^  ([.0-9]{3,})$", said, re.MULTILINE)) == 48 + 32
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,7 @@ from planaria.core.streams import lend, stream
 from planaria.core.survey import UNUSED
 from planaria.core.trees import Weights
 from planaria.sweep.compact import TOLERANCE, Compact, compact
-from planaria.sweep.gemm import fast_products
+from planaria.sweep.gemm import DEFAULT, fast_products, fastest_route
 
 Gradient = Callable[[Tensor], Tensor]
 """Row numbers of a batch -> the scalar whose gradient is the update's."""
@@ -169,24 +169,25 @@ def follow(
         spent: Cost before the first update.
     """
     cost = spent
+    counts: tuple[int, int, int, int, int] = astuple(update)[:-1]
     device = next(iter(learner.parameters.values())).device
+    dear = device.type == "cpu" and update.multiply_adds >= WORTHWHILE
+    products = fast_products if dear and fastest_route().name != DEFAULT else nullcontext
     given: Weights | None = None
     brake = _Brake((), ())
     for done, batch in enumerate(_batches(*rows, rng)):
         start = time.process_time()
-        with (
-            fast_products(device) if update.multiply_adds >= WORTHWHILE else nullcontext(),
-            torch.inference_mode(False),
-        ):
+        with products(device), torch.inference_mode(False):
             learner.gradient(batch.to(device))
         plasticity = plasticity_at(done)
         if plasticity is not given:
             given, brake = plasticity, _Brake.of(learner.parameters, learner.plasticity(plasticity))
         before = [weight.detach().clone() for weight, _ in brake.slow]
         step(1.0 if horizon is None else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done / horizon))))
-        brake.apply(before)
+        if brake.held or brake.slow:
+            brake.apply(before)
         now = learner.now()
-        cost = cost + update + Cost(seconds=time.process_time() - start)
+        cost = cost + Cost(*counts, time.process_time() - start)
         yield Moment.later(now, cost)
 
 
@@ -207,11 +208,14 @@ class _Brake:
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         slow: list[tuple[Tensor, Tensor]] = []
         for name, weight in moving.items():
-            pinned, ordinary = plasticity[name] == 0, plasticity[name] == 1
-            if not bool((pinned | ordinary).all()):
-                slow.append((weight, plasticity[name]))
-            elif bool(pinned.any()):
+            ordinary = plasticity[name] == 1
+            if bool(ordinary.all()):
+                continue
+            pinned = plasticity[name] == 0
+            if bool((pinned | ordinary).all()):
                 held.append((weight, pinned, weight.detach().clone()))
+            else:
+                slow.append((weight, plasticity[name]))
         return _Brake(tuple(held), tuple(slow))
 
     @torch.no_grad()

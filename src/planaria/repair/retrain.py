@@ -218,9 +218,10 @@ def _step(optimiser: SGD | Adam | AdamW, vector: Tensor) -> Callable[[float], No
             vector.add_(gradient, alpha=-rate * share)
 
         return descend
-    settings = optimiser.build([vector]).param_groups[0]
+    settings = optimiser.build([nn.Parameter(vector, requires_grad=False)]).param_groups[0]
     move = adamw if isinstance(optimiser, AdamW) else adam
-    means, squares, count = torch.zeros_like(vector), torch.zeros_like(vector), vector.new_zeros((), dtype=torch.float32)
+    means, squares = torch.zeros_like(vector), torch.zeros_like(vector)
+    count = vector.new_zeros((), dtype=torch.float32)
 
     def adapt(share: float) -> None:
         move(

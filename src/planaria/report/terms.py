@@ -156,9 +156,9 @@ def _vulnerability(document: Document, say: Notation) -> Terms:
         (
             "Interval",
             "95% confidence interval, in brackets, of one unit's loss "
-            + ("over inputs like these" if exact else "for these inputs")
-            + "; rough where fewer than about ten inputs change. The worst of many units was chosen by its loss, so "
-            "that on new inputs it is expected to cost a little less.",
+            + ("over inputs like these; rough where fewer than about ten change" if exact else "for these inputs")
+            + ". The worst of many units was chosen by its loss, so that on "
+            "new inputs it is expected to cost a little less.",
         )
     )
     found.append(("Costs nothing", "The score without the unit is as high as with it, or higher."))
@@ -192,7 +192,7 @@ def _vulnerability(document: Document, say: Notation) -> Terms:
             ("Worst alone", "The set of the units that cost most one at a time: a first-order choice."),
             ("Random set", "Units drawn at random: mean over draws, interval over draws."),
         ]
-    if records(result.get("weights")):
+    if any("bit" in str(weight.get("new")) for weight in records(result.get("weights"))):
         found.append(("Bit", "Flipped in the stored number: of 32, 31 is the sign and 30 the highest of the exponent."))
     found += [
         ("Forward pass", "Unit of price: one plain run of the intact network over the same inputs."),
