@@ -18,7 +18,8 @@ from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Data, Task
 from planaria.sweep.ablate import ablate
 from planaria.sweep.direct import direct_effects, margins
-from planaria.sweep.program import Gate, Program
+from planaria.sweep.gates import Gate
+from planaria.sweep.program import Program
 from planaria.sweep.tally import Judge
 from planaria.sweep.work import EachUnit
 

@@ -81,8 +81,11 @@ def _right(outputs: Tensor, targets: Tensor) -> Tensor:
             list(outputs.shape),
             "Let the network return the scores before the argmax, classes in dimension 1.",
         )
-    # The argmax of a row with NaN is the first NaN: an answer, and for that class even a right one.
-    right = (outputs.argmax(1) == targets.to(outputs.device)) & outputs.isfinite().all(1)
+    right = outputs.argmax(1) == targets.to(outputs.device)
+    # The argmax of a row with NaN is the first NaN: an answer, and for that class even a right one. A sum that is finite
+    # says that all its terms are, in a tenth of the time; elsewhere than on the CPU asking takes more than it saves.
+    if outputs.device.type != "cpu" or not bool(outputs.sum().isfinite()):
+        right &= outputs.isfinite().all(1)
     return right.flatten(1).double().mean(1) if right.ndim > 1 else right.double()
 
 

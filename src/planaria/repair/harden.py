@@ -31,8 +31,10 @@ class Harden:
     """Train the plastic entries on the task's training split, against something.
 
     Each update: theta' = one optimiser step along the gradient that `against` forms; theta <- theta + plasticity *
-    (theta' - theta). Everything else is as in Retrain, and with `Plain()` it is Retrain, bit for bit. In the ledger one
-    gradient evaluation is one forward and one backward pass over the batch; an update has `against.evaluations`.
+    (theta' - theta). Everything else is as in Retrain. With `Plain()` it ends where Retrain ends: bit for bit where an
+    update is cheap, else up to rounding, because Retrain takes short cuts there that hardening has to do without. In
+    the ledger one gradient evaluation is one forward and one backward pass over the batch; an update has
+    `against.evaluations`.
 
     Args:
         task: What to train on.

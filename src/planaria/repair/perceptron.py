@@ -78,14 +78,18 @@ class Perceptron:
     """A training of linear layers with ReLUs between them (a `Learner`, see descent.py); made by `of`.
 
     Gradients are those of automatic differentiation up to rounding.
+
+    Attributes:
+        vector: All entries that take part, with their gradients.
+        multiply_adds: Of one forward pass, per example.
     """
 
     def __init__(self, net: Network, names: Names, left: Sequence[Tensor], data: Data, training: Settings) -> None:
         places = _places(net, names, left)
         self._net, self._data, self._training = net, data, training
         self._places = None if len(places) == net.parameters else places.to(net.device)
-        self._vector = self._joined(net.weights)
-        self._vector.grad = torch.zeros_like(self._vector)
+        self.vector = self._joined(net.weights)
+        self.vector.grad = torch.zeros_like(self.vector)
         self._inputs = data.inputs.flatten(1)
         self._batch = self._inputs.new_empty(training.batch, len(left[0]))
         self._layers: list[_Layer] = []
@@ -95,7 +99,7 @@ class Perceptron:
             end = middle + (made if bias else 0)
             (weight, shift), (weight_slope, shift_slope) = (
                 (values[at:middle].view(made, len(read)), values[middle:end] if bias else None)
-                for values in (self._vector, self._vector.grad)
+                for values in (self.vector, self.vector.grad)
             )
             column = None if shift is None else shift[:, None]
             out, slope = weight.new_empty(2, made, training.batch)
@@ -124,14 +128,9 @@ class Perceptron:
         return Perceptron(net, names, [read, *_left(net, names, training.decays)], data, training)
 
     @property
-    def vector(self) -> Tensor:
-        """All entries that take part, with their gradients."""
-        return self._vector
-
-    @property
     def parameters(self) -> Mapping[str, Tensor]:
         """The vector alone."""
-        return {"": self._vector}
+        return {"": self.vector}
 
     def plasticity(self, plasticity: Weights) -> Weights:
         """Plasticity of the vector."""
@@ -169,7 +168,7 @@ class Perceptron:
 
     def now(self) -> Callable[[], Network]:
         """Keep the weights as they are; what is returned makes a network of them."""
-        kept = self._vector.clone()
+        kept = self.vector.clone()
         return lambda: self._network(kept)
 
     def _network(self, values: Tensor) -> Network:
@@ -215,14 +214,15 @@ def _names(net: Network, inputs: Tensor) -> Names | None:
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """What a module of sequences inside sequences calls, in order; a part that does anything of its own is itself."""
+    """What sequences inside sequences call, in order; something unknown where somebody has changed how it is called."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if type(module) is nn.Sequential and not any(hooks) and "forward" not in vars(module):
-        for key, part in module._modules.items():
-            if part is not None:
-                yield from _parts(part, f"{name}.{key}" if name else key)
+    if any(hooks) or "forward" in vars(module):
+        yield name, nn.Module()
+    elif type(module) is nn.Sequential:
+        for key, part in module.named_children():
+            yield from _parts(part, f"{name}.{key}" if name else key)
     else:
-        yield name, nn.Module() if any(hooks) or "forward" in vars(module) else module
+        yield name, module
 
 
 def _left(net: Network, names: Names, decays: bool) -> list[Tensor]:

@@ -222,10 +222,14 @@ class Ripen:
         first = replace(self.regrow, others=1.0).moment(net, rng)
         yield first
         ripe = first.network.plasticity
+        old = {
+            name: plasticity.masked_fill(new[name], 0.0) if name in new else plasticity
+            for name, plasticity in ripe.items()
+        }
 
         def plasticity_at(update: int) -> Weights:
-            youth = max(0.0, 1.0 - update / self.over)
-            return _slowed(ripe, new, 1.0 - (1.0 - self.regrow.others) * youth) if units and youth else ripe
+            lost = (1.0 - self.regrow.others) * max(0.0, 1.0 - update / self.over)
+            return {name: torch.sub(ripe[name], old[name], alpha=lost) for name in ripe} if units and lost else ripe
 
         for moment in self.retrain.under(first.network, rng, plasticity_at):
             yield moment.at(first.cost + moment.cost)

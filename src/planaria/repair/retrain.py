@@ -108,9 +108,10 @@ class Retrain:
     theta). The optimiser starts without state. Batches are full, drawn without replacement within each pass over the
     data. The module runs in train mode: dropout is active and normalisation statistics are re-estimated.
 
-    Where that is exact, what is trained is the network without its dead units (see `compacted` in descent.py): results
-    are those of training the whole network up to rounding, the ledger counts the multiplications that were made, and
-    what was left out (statistics of dead channels, too) comes back as it was.
+    Where that is exact, what is trained is the network without its dead units (see `compacted` in descent.py; large
+    perceptrons go their own way, see perceptron.py): results are those of training the whole network up to rounding,
+    the ledger counts the multiplications that were made, and what was left out (statistics of dead channels, too)
+    comes back as it was.
 
     Args:
         task: What to train on.
@@ -159,7 +160,7 @@ class Retrain:
         size = min(self.batch, len(data))
         rows = (len(data), size)
 
-        def update(multiply_adds: int) -> Cost:
+        def price(multiply_adds: int) -> Cost:
             return Cost(size, size, 1, 1, 3 * multiply_adds * size)
 
         def train(net: Network, shrink: Callable[[Weights], Weights]) -> Iterator[Moment]:
@@ -178,7 +179,7 @@ class Retrain:
                 self.optimiser.build(moving.values()) if moving else None,
                 rng,
                 rows=rows,
-                update=update(forward_multiply_adds(net, data.inputs)),
+                update=price(forward_multiply_adds(net, data.inputs)),
                 horizon=self.horizon,
                 plasticity_at=lambda update: shrink(plasticity_at(update)),
             )
@@ -198,7 +199,7 @@ class Retrain:
             _step(optimiser, learner.vector),
             rng,
             rows=rows,
-            update=update(learner.multiply_adds),
+            update=price(learner.multiply_adds),
             horizon=self.horizon,
             plasticity_at=plasticity_at,
             spent=Cost(seconds=time.process_time() - start),
@@ -206,18 +207,21 @@ class Retrain:
 
 
 def _step(optimiser: SGD | Adam | AdamW, vector: Tensor) -> Callable[[float], None]:
-    """What `optimiser` does to a vector whose gradient includes the momentum, without torch's book-keeping."""
+    """What the optimiser does to a vector, at a share of its rate, without torch's book-keeping.
+
+    For SGD the vector's gradient is taken to include the momentum.
+    """
     gradient = vector.grad
     assert gradient is not None
     if isinstance(optimiser, SGD):
         rate, decay = optimiser.rate, optimiser.decay
 
-        def descend(share: float) -> None:
+        def fall(share: float) -> None:
             if decay:
                 gradient.add_(vector, alpha=decay)
             vector.add_(gradient, alpha=-rate * share)
 
-        return descend
+        return fall
     settings = optimiser.build([nn.Parameter(vector, requires_grad=False)]).param_groups[0]
     move = adamw if isinstance(optimiser, AdamW) else adam
     means, squares = torch.zeros_like(vector), torch.zeros_like(vector)

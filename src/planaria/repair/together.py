@@ -77,11 +77,9 @@ def train_together(
     data = task.train.to(nets[0].device)
     size, count = min(batch, len(data)), len(nets)
 
-    def outputs(x: Tensor) -> Tensor:
-        """[networks * batch, outputs]."""
-        for first in chains[0].entry:
-            x = first.function(x)
-        z = functional.linear(x, weights[0], shifts[0]).view(len(x), count, -1).transpose(0, 1)
+    def behind(z: Tensor) -> Tensor:
+        """Outputs [networks * batch, outputs] from the first product [batch, networks * made]."""
+        z = z.view(len(z), count, -1).transpose(0, 1)
         for at, stage in enumerate(stages):
             if at:
                 shift = shifts[at]
@@ -90,6 +88,9 @@ def train_together(
             z = stage.post(z)
         return z.flatten(0, 1)
 
+    gradient = torch.empty_like(weights[0].detach())
+    weights[0].grad = gradient
+    later = [parameter for parameter in moving if parameter is not weights[0]]
     waiting = torch.empty(0, dtype=torch.long)
     with fast_products(nets[0].device), torch.enable_grad():
         for _ in range(updates):
@@ -98,9 +99,20 @@ def train_together(
             rows, waiting = waiting[:size].to(data.inputs.device), waiting[size:]
             targets = data.targets[rows]
             # The loss is a mean over all rows, so times the number of networks it is the sum of their means.
-            loss = task.loss(outputs(data.inputs[rows]), targets.repeat(count, *[1] * (targets.ndim - 1))) * count
-            step.zero_grad(set_to_none=True)
+            x = data.inputs[rows]
+            for entry in chains[0].entry:
+                x = entry.function(x)
+            # The first product by hand: its gradient is by far the largest tensor, and is kept to be written anew.
+            z = functional.linear(x, weights[0].detach(), None if shifts[0] is None else shifts[0].detach())
+            z.requires_grad_()
+            loss = task.loss(behind(z), targets.repeat(count, *[1] * (targets.ndim - 1))) * count
+            for parameter in later:
+                parameter.grad = None
             loss.backward()
+            assert z.grad is not None
+            torch.mm(z.grad.T, x, out=gradient)
+            if shifts[0] is not None:
+                shifts[0].grad = z.grad.sum(0)
             before = [(p, p.detach().clone()) for p in moving if plastic[id(p)] is not None]
             step.step()
             with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Generator
 
 from planaria.core.anatomy import Anatomy, Slices
 from planaria.core.errors import InputError
-from planaria.core.motion import Budget, Cost, Flow, updates, within
+from planaria.core.motion import Budget, Cost, Flow, Moment, updates, within
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
@@ -115,13 +115,16 @@ class _Run:
         left = share * self._within.amount - self._within.used(start, self._moments)
         budget = Budget(max(0.0, left), self._within.of)
         count, looked = 0, 0
-        for moment in within(flow(struck, rng), budget):
+        last = Moment(struck)
+        for last in within(flow(struck, rng), budget):
             count += 1
-            self.now, self.cost = moment.network, start + moment.cost
+            self.cost = start + last.cost
             if count == 1 or count % self._criterion.every == 0:
+                self.now = last.network  # only here: a network may be made when it is first asked for
                 self._look()
                 looked = count
         if looked < count:
+            self.now = last.network
             self._look()
         self._moments += count
         self._ended = not budget.spent(self.cost - start, count)

@@ -78,14 +78,15 @@ def _by_chain(chains: Sequence[Chain], shares: Sequence[float], x: Tensor, t: Te
     """Sums of scores over a chunk, [networks, networks, shares]."""
     sums = torch.zeros(len(chains), len(chains), len(shares), dtype=torch.float64)
     begun = [chain.stages[0].pre(chain.begin(x)) for chain in chains]
+    room = torch.empty_like(begun[0])  # one buffer for all: it stays in cache, and no memory is asked for anew
     for number, (chain, z) in enumerate(zip(chains, begun, strict=True)):
-        sums[number, number] = judge.values(_rest(chain.stages, chain.stages, 0.0, z), t).sum().cpu()
+        sums[number, number] = judge.values(_rest(chain.stages, chain.stages, 0.0, room.copy_(z)), t).sum().cpu()
     done = {place: share for place, share in enumerate(shares) if share in {0.0, 1.0}}
     for a, b in combinations(range(len(chains)), 2):
         for place, share in enumerate(shares):
             if place in done:
                 continue
-            z = torch.lerp(begun[a], begun[b], share)
+            z = torch.lerp(begun[a], begun[b], share, out=room)
             sums[a, b, place] = judge.values(_rest(chains[a].stages, chains[b].stages, share, z), t).sum().cpu()
         for place, share in done.items():
             sums[a, b, place] = sums[b, b, 0] if share else sums[a, a, 0]
@@ -116,7 +117,7 @@ def _reversed(
 
 
 def _rest(one: Sequence[Stage], other: Sequence[Stage], share: float, z: Tensor) -> Tensor:
-    """Outputs from the first product on, with later weights on the line between two chains."""
+    """Outputs from the first product on, with later weights on the line between two chains; writes into `z`."""
     for at, (first, second) in enumerate(zip(one, other, strict=True)):
         if at:
             weight = torch.lerp(first.weight, second.weight, share) if share else first.weight
@@ -124,7 +125,7 @@ def _rest(one: Sequence[Stage], other: Sequence[Stage], share: float, z: Tensor)
             if shift is not None and second.shift is not None and share:
                 shift = torch.lerp(shift, second.shift, share)
             z = first.product(z, weight, shift)
-        z = first.post(z)
+        z = z.relu_() if first.rectifies else first.post(z)
     return z
 
 

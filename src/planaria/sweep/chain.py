@@ -7,6 +7,7 @@ chains there are closed forms: the change of one unit is a change of rank one of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import functional
 from planaria.core.anatomy import Anatomy
 from planaria.core.graph import Call, Graph, Product, Value, trace
 from planaria.core.network import Network
+from planaria.sweep.record import examples_of, leaves
 
 _LIPSCHITZ = {"relu": 1.0, "tanh": 1.0, "hardtanh": 1.0, "sigmoid": 0.25, "gelu": 1.13, "silu": 1.1, "leaky_relu": 1.0}
 """Largest slope; of the monotone ones and of two that are not."""
@@ -128,6 +130,8 @@ class Chain:
     Attributes:
         entry: Steps before the first product.
         stages: At least one; the last makes the outputs (its steps may hold a softmax).
+        elsewhere: Names of weights and biases of stages that do more than the stage says: another product or operation
+            reads them too.
 
     Example:
         >>> from torch import nn
@@ -141,6 +145,7 @@ class Chain:
 
     entry: tuple[Step, ...]
     stages: tuple[Stage, ...]
+    elsewhere: frozenset[str] = frozenset()
 
     @staticmethod
     def of(net: Network) -> Chain | str:
@@ -150,10 +155,11 @@ class Chain:
             net: A network with example inputs.
         """
         assert net.inputs is not None
-        found = _read(trace(net, net.inputs), net)
+        inputs = examples_of(net.inputs, 2)
+        found = _read(trace(net, inputs), net)
         if isinstance(found, str):
             return found
-        outputs, ours = net(net.inputs), found(net.inputs)
+        outputs, ours = net(inputs), found(inputs)
         scale = float(outputs.abs().max()) or 1.0
         if not bool(((outputs - ours).abs() <= 1e-4 * scale).all()):
             return "its outputs are not those of the chain of its products"
@@ -196,6 +202,7 @@ def _read(graph: Graph, net: Network) -> Chain | str:
     value = next(iter(starts.values()))
     entry: list[Step] = []
     stages: list[Stage] = []
+    elsewhere: set[str] = set()
     gated_at = -1  # steps that come before the gate of the current stage's units
     while not (graph.is_output(value) and not value.uses):
         uses = list(dict.fromkeys(value.uses))
@@ -214,9 +221,13 @@ def _read(graph: Graph, net: Network) -> Chain | str:
             if isinstance(stage, str):
                 return stage
             stages.append(stage)
+            elsewhere |= {name for name in (stage.name, stage.bias) if name and graph.reads[name] != {uses[0]}}
             gated_at = 0
         elif call.normalises and stages and not steps and call.args[0] is value:
-            stages[-1] = _folded(stages[-1], call)
+            folded = _folded(stages[-1], call)
+            if isinstance(folded, str):
+                return folded
+            stages[-1] = folded
         else:
             step = _step(call, value, out, after=bool(stages))
             if isinstance(step, str):
@@ -231,7 +242,7 @@ def _read(graph: Graph, net: Network) -> Chain | str:
         value = out
     if not stages:
         return "it has no products"
-    return Chain(tuple(entry), _aligned(stages))
+    return Chain(tuple(entry), _aligned(stages), frozenset(elsewhere))
 
 
 def _said(value: Value) -> str:
@@ -259,14 +270,15 @@ def _stage(product: Product, net: Network) -> Stage | str:
     return Stage(name, bias_name, net.weights[name].detach() if same else weight, shift, None)
 
 
-def _folded(stage: Stage, call: Call) -> Stage:
+def _folded(stage: Stage, call: Call) -> Stage | str:
     """Batch normalisation behind a product: scale and shift of its channels."""
 
     def tensor(argument: Any) -> Tensor | None:
         return argument.tensor.detach() if isinstance(argument, Value) else None
 
     scale, shift, mean, variance = (tensor(argument) for argument in call.args[1:5])
-    assert mean is not None and variance is not None
+    if mean is None or variance is None or any(argument is True for argument in call.args):
+        return f"{call.name} takes the statistics of the batch"
     epsilon = next(a for a in reversed(call.args) if isinstance(a, float))
     # In double precision, rounded once.
     factor = (variance.double() + epsilon).rsqrt()
@@ -283,6 +295,12 @@ def _folded(stage: Stage, call: Call) -> Stage:
 def _step(call: Call, value: Value, out: Value, *, after: bool) -> Step | str:
     """One operation between products as a function of any number of examples and channels, or why it is none."""
     before, behind = value.tensor.shape, out.tensor.shape
+    if out.tensor.dtype != value.tensor.dtype:
+        kind = out.tensor.dtype
+        if call.name == "_to_copy" and not after:
+            return Step("cast", lambda x: x.to(kind), True)
+        if call.name == "_to_copy":
+            return f"an activation is cast to {kind}"
     if call.rearranges:
         if before == behind and call.name != "flip" and call.name != "roll":
             return Step("same", lambda x: x, True) if _in_order(call, value) else f"{call.name} reorders an activation"
@@ -292,18 +310,17 @@ def _step(call: Call, value: Value, out: Value, *, after: bool) -> Step | str:
             shape = behind[1:]
             return Step("view", lambda x: x.reshape(len(x), *shape), False)
         return f"{call.name} reorders an activation"
-    others = [other for other in call.arguments if other is not value]
     function, rest, named = call.functional, call.args[1:], call.kwargs
-    if call.pointwise and not others and call.args[0] is value and function is not None and before == behind:
+    if leaves((rest, named), Value):
+        return f"{call.name} reads an activation twice, or something else beside it"
+    if call.pointwise and call.args[0] is value and function is not None and before == behind:
         name = call.name
         if name == "leaky_relu" and rest and not 0 <= rest[0] <= 1:
             name = "leaky_relu above 1"
         return Step(name, lambda x: function(x, *rest, **named), True)
     softmax = call.name in {"_log_softmax", "_softmax"} and value.tensor.ndim == 2
-    pools = call.pools and not others and len(before) > 2 and before[:2] == behind[:2]
+    pools = call.pools and len(before) > 2 and before[:2] == behind[:2] and _pools(call, len(before))
     if function is not None and (softmax or pools) and call.args[0] is value:
-        if call.name == "mean" and 1 in [d % len(before) for d in rest[0]]:
-            return "it averages over channels"
 
         def first(x: Tensor) -> Tensor:
             result = function(x, *rest, **named)
@@ -311,6 +328,15 @@ def _step(call: Call, value: Value, out: Value, *, after: bool) -> Step | str:
 
         return Step(call.name, first, False)
     return f"{call.name} is no simple step between two products"
+
+
+def _pools(call: Call, axes: int) -> bool:
+    """Whether a pooling call on [examples, channels, positions ...] reduces positions only."""
+    places = re.search(r"(\d)d", call.name)
+    if places is not None:
+        return int(places[1]) == axes - 2
+    dims = call.args[1] if len(call.args) > 1 else None
+    return bool(dims) and not {0, 1} & {dim % axes for dim in dims}
 
 
 def _in_order(call: Call, value: Value) -> bool:

@@ -28,7 +28,8 @@ from planaria.core.network import Network
 from planaria.measure.data import Data
 from planaria.measure.scores import Score
 from planaria.measure.task import Loss, Task
-from planaria.sweep.program import Gate, Program
+from planaria.sweep.gates import Gate
+from planaria.sweep.program import Program
 from planaria.sweep.replay import chunk_size, chunks
 from planaria.sweep.tally import Judge
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planaria.sweep.program import Fused, Op, Program, Slot
+from planaria.sweep.program import Fused, Program
+from planaria.sweep.record import Op, Slot
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training"}
 _VIEWS = {"view", "_unsafe_view"}
@@ -44,9 +45,7 @@ def fuse(program: Program) -> Program:
         if group is not None and not taken & set(group.members):
             taken |= set(group.members)
             found.append(group)
-    return replace(
-        program, held={**program.held, **build.held}, fused=tuple(found), exact=not found, _suffixes={}, _firsts={}
-    )
+    return replace(program, held={**program.held, **build.held}, fused=tuple(found))
 
 
 @dataclass(eq=False)
@@ -75,7 +74,13 @@ class _Build:
         """A convolution with what follows it."""
         op, ops = self.program.ops[at], self.program.ops
         weight, bias = self._known(op.args[1]), self._known(op.args[2])
-        if weight is None or weight.ndim != 4 or op.args[6] or op.sized or (bias is None and op.args[2] is not None):
+        if (
+            weight is None
+            or weight.ndim != 4
+            or op.args[6]
+            or not op.plain
+            or (bias is None and op.args[2] is not None)
+        ):
             return None
         members, last = [at], at
         follower = self._only_reader(at)
@@ -126,11 +131,13 @@ class _Build:
             return None
         members.append(follower)
         algorithm = ops[follower].kwargs.get("approximate", "none") if ops[follower].name == "gelu" else ""
-        kind = ops[follower].name
+        rectifies = ops[follower].name == "relu"
         args = (op.args[1], self._hold(weight.T.contiguous()), self._hold(bias), size)
 
         def function(x: Tensor, w: Tensor, b: Tensor, shape: Any) -> Tensor:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, b, kind, [], algorithm)
+            # Not its own ReLU, which turns NaN into 0.
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, b, "none" if rectifies else "gelu", [], algorithm)
+            y = y.relu_() if rectifies else y
             return y if shape is None else y.reshape(shape)
 
         return self._group(members, args, function)
@@ -147,8 +154,8 @@ class _Build:
     def _folded(self, weight: Tensor, bias: Tensor | None, norm: Op) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of a convolution with the batch normalisation behind it."""
         scale, shift, mean, variance = (self._known(argument) for argument in norm.args[1:5])
-        if mean is None or variance is None:
-            return None
+        if mean is None or variance is None or any(argument is True for argument in norm.args):
+            return None  # it takes the statistics of the batch
         epsilon = next(a for a in reversed(norm.args) if isinstance(a, float))
         # In double precision, rounded once.
         factor = (variance.double() + epsilon).rsqrt()
@@ -162,8 +169,6 @@ class _Build:
     def _group(self, members: list[int], args: tuple[Any, ...], function: Callable[..., Tensor]) -> Fused:
         ops = [self.program.ops[at] for at in members]
         inner = frozenset(_made(op) for op in ops[:-1])
-        flat = not any(isinstance(a, (list, tuple)) for a in args)
-        reads = tuple(a.at for a in args if isinstance(a, Slot))
         op = Op(
             tag=ops[-1].tag,
             name="fused",
@@ -171,11 +176,10 @@ class _Build:
             args=args,
             kwargs={},
             live=True,
-            reads=reads,
+            reads=tuple(a.at for a in args if isinstance(a, Slot)),
             writes=(_made(ops[-1]),),
             work=sum(one.work for one in ops),
-            flat=flat or not any(one.sized for one in ops),
-            sized=any(one.sized for one in ops),
+            plain=not any(one.grows for one in ops),
         )
         built = frozenset(read for one in ops for read in one.reads if read in self.program.held)
         return Fused(op, tuple(members), inner, built)
@@ -198,27 +202,21 @@ def _fuses(weight: Tensor) -> bool:
 
 def _convolve(weight: Tensor, rectifies: bool, adds: bool) -> Callable[..., Tensor]:
     """Convolution, then perhaps a sum, then perhaps a ReLU, as one function."""
-    then = "relu" if rectifies else None
+    fuses = _fuses(weight)
 
-    def fused(
+    def function(
         x: Tensor, w: Tensor, b: Any, other: Any, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
         y: Tensor
-        if adds:
+        if not fuses:
+            y = torch.convolution(x, w, b, stride, padding, dilation, False, [0, 0], groups)
+            y = y.add_(other) if adds else y
+        elif adds:
             y = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, other, w, b, padding, stride, dilation, groups, "add", 1.0, then, [], ""
+                x, other, w, b, padding, stride, dilation, groups, "add", 1.0, None, [], ""
             )
         else:
-            y = torch.ops.mkldnn._convolution_pointwise(
-                x, w, b, padding, stride, dilation, groups, then or "none", [], ""
-            )
-        return y
+            y = torch.ops.mkldnn._convolution_pointwise(x, w, b, padding, stride, dilation, groups, "none", [], "")
+        return y.relu_() if rectifies else y  # not oneDNN's own, which turns NaN into 0
 
-    def plain(
-        x: Tensor, w: Tensor, b: Any, other: Any, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> Tensor:
-        y = torch.convolution(x, w, b, stride, padding, dilation, False, [0, 0], groups)
-        y = y.add_(other) if adds else y
-        return y.relu_() if rectifies else y
-
-    return fused if _fuses(weight) else plain
+    return function

@@ -171,7 +171,7 @@ def other_than(inputs: Tensor) -> Tensor:
     """Inputs of another kind than these, which a network that takes these should take."""
     if inputs.is_floating_point():
         # Numbers that are never negative may be places in a table.
-        return inputs * 0.7 if bool((inputs >= 0).all()) else inputs * -1.3 + 0.1
+        return inputs * (0.7 if bool((inputs >= 0).all()) else -1.3) + 0.1
     mixed = inputs.roll(1, 0)  # whole numbers that are known at their place
     if inputs.ndim > 1:
         mixed[:, ::2] = inputs[:, ::2]

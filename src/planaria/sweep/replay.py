@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ CACHE = 4 << 20
 
 DEVICE_CACHE = 1 << 28
 """The same on other devices, where large operations are the fast ones."""
+
+JUDGED = 1 << 16
+"""Numbers of outputs that are scored at a time."""
 
 
 def chunk_size(program: Program, device: torch.device) -> int:
@@ -78,25 +81,16 @@ def replayed_units(
     keep: set[int] = set()
     for one in chosen:
         keep |= {gate.at for gate in program.gates[one.layer]}
+        keep |= program.needs(program.first([one.layer]))
         if edit_next:
             outs = _outs(program, one.layer)
             keep |= {read.at for read in program.reads[one.layer]} | outs | program.needs(outs)
-        else:
-            keep |= program.needs(program.first([one.layer]))
     for x, t in chunks(inputs, targets, chunk_size(program, inputs.device)):
         base = program.run(x, keep=keep)
         intact = judge.values(base[program.output], t)
         for one in chosen:
-            idle = _idle(program, one.layer, base)
-            for place, unit in enumerate(one.units):
-                if idle[unit]:
-                    continue
-                if edit_next:
-                    reads = program.reads[one.layer]
-                    outputs = program.resume(base, dict(program.read(read, base, unit) for read in reads))
-                else:
-                    outputs = program.silence(base, {one.layer: [unit]})
-                tallies[one.layer].note(place, judge.values(outputs, t), intact, t)
+            outputs = _silencing(program, one, base, edit_next=edit_next)
+            _note(tallies[one.layer], _active(program, one, base), outputs, intact, t, judge)
     return tallies
 
 
@@ -105,20 +99,41 @@ def _outs(program: Program, layer: str) -> set[int]:
     return {out for out in outs if out is not None}
 
 
-def _idle(program: Program, layer: str, base: Mapping[int, Tensor]) -> list[bool]:
-    """Units that emit zeros for all of these examples: silencing them changes nothing."""
-    gates = program.gates[layer]
-    count = max(int(gate.owner.max()) for gate in gates) + 1
-    if len(gates) > 1:
-        return [False] * count
-    busy = torch.zeros(count, dtype=torch.bool)
-    gate, value = gates[0], base[gates[0].at]
-    lines = (value != 0).movedim(gate.axis, 0).flatten(1).any(1).cpu()
-    if gate.axis == gate.rows.axis:
-        blocks = lines.view(-1, len(gate.owner)) if gate.rows.together else lines.view(len(gate.owner), -1).T
-        lines = blocks.any(0)
-    busy[gate.owner[lines & (gate.owner >= 0)]] = True
-    return (~busy).tolist()
+def _silencing(
+    program: Program, chosen: Selection, base: Mapping[int, Tensor], *, edit_next: bool
+) -> Callable[[int], Tensor]:
+    """Place among the chosen units -> outputs with that unit silenced."""
+    layer = chosen.layer
+    heavy = program.outweighing(layer, base) if edit_next else frozenset()
+
+    def outputs(place: int) -> Tensor:
+        unit = chosen.units[place]
+        if edit_next and unit not in heavy:
+            return program.resume(base, program.without(layer, base, unit))
+        return program.silence(base, {layer: [unit]})
+
+    return outputs
+
+
+def _active(program: Program, chosen: Selection, base: Mapping[int, Tensor]) -> list[int]:
+    """Places of the units that do not emit zeros for all of these examples: silencing the others changes nothing."""
+    busy = frozenset().union(*(gate.busy(base[gate.at]) for gate in program.gates[chosen.layer]))
+    return [place for place, unit in enumerate(chosen.units) if unit in busy]
+
+
+def _note(
+    tally: Tally, places: Sequence[int], outputs: Callable[[int], Tensor], intact: Tensor, targets: Tensor, judge: Judge
+) -> None:
+    """Count what some lesions do to some examples: their outputs are scored many lesions at a time."""
+    at = 0
+    while at < len(places):
+        made = [outputs(places[at])]
+        while len(made) < len(places) - at and (len(made) + 1) * made[0].numel() <= JUDGED:
+            made.append(outputs(places[at + len(made)]))
+        repeated = targets.repeat(len(made), *[1] * (targets.ndim - 1))
+        values = judge.values(torch.cat(made), repeated).view(len(made), -1)
+        tally.note(places[at : at + len(made)], values, intact, targets)
+        at += len(made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +185,14 @@ def replayed_lesions(
     for x, t in chunks(inputs, targets, chunk_size(program, inputs.device)):
         base = program.run(x, keep=keep)
         intact = judge.values(base[program.output], t)
-        for place in range(len(lesions)):
-            tally.note(place, judge.values(resumed(program, base, lesions[place]), t), intact, t)
+        outputs = _damaging(program, lesions, base)
+        _note(tally, range(len(lesions)), outputs, intact, t, judge)
     return tally
+
+
+def _damaging(program: Program, lesions: Sequence[Lesion], base: Mapping[int, Tensor]) -> Callable[[int], Tensor]:
+    """Place of a lesion -> outputs with it."""
+    return lambda place: resumed(program, base, lesions[place])
 
 
 def base_of(program: Program, lesions: Sequence[Lesion]) -> set[int]:

@@ -23,9 +23,10 @@ from planaria.core.streams import stream
 from planaria.measure.data import Data
 from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Task
+from planaria.sweep.gates import Gate
 from planaria.sweep.gemm import fast_products
 from planaria.sweep.precision import Intervals
-from planaria.sweep.program import Edit, Gate, Program
+from planaria.sweep.program import Edit, Program
 from planaria.sweep.replay import chunk_size, chunks
 from planaria.sweep.strata import Design, Screened
 from planaria.sweep.tally import Judge

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,20 @@ class Judge:
 
         Returns:
             [examples], double precision.
+
+        Raises:
+            InputError: The score gives other than one number per example.
         """
         assert self.score.per_example is not None
-        return self.score.per_example(outputs, targets).double()
+        values = self.score.per_example(outputs, targets).double()
+        if values.shape != outputs.shape[:1]:
+            raise InputError(
+                f"Score.per_example of {self.score.name!r}",
+                f"one number per example, {list(outputs.shape[:1])}",
+                list(values.shape),
+                "Take the mean over everything but the examples.",
+            )
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,24 +115,27 @@ class Tally:
             None if classes is None else torch.zeros(*shape, classes, **real),  # type: ignore[call-overload]
         )
 
-    def note(self, first: int, values: Tensor, intact: Tensor, targets: Tensor) -> None:
+    def note(self, places: int | Sequence[int], values: Tensor, intact: Tensor, targets: Tensor) -> None:
         """Count the scores of one or several lesions on some examples, in place.
 
         Args:
-            first: Place of the first lesion in the flattened array of lesions; the others follow.
+            places: Of the lesions in the flattened array of lesions; a number: of the first, the others follow.
             values: Scores with each lesion, [examples] or [lesions, examples].
             intact: Scores without, [examples].
             targets: Labels [examples]; read only where changes are counted per class.
         """
         change = (values.to(torch.float64) - intact).reshape(-1, len(intact)).to(self.total.device)
-        here = slice(first, first + len(change))
+        here: Any = places
+        if isinstance(places, int):
+            here = slice(places, places + len(change))
         self.total.view(-1)[here] += change.sum(1)
         self.rose.view(-1)[here] += (change > 0).sum(1)
         self.fell.view(-1)[here] += (change < 0).sum(1)
         self.squares.view(-1)[here] += change.square().sum(1)
         if self.by_class is not None:
-            rows = self.by_class.view(-1, self.by_class.shape[-1])[here]
-            rows.index_add_(1, targets.to(rows.device), change)
+            by_class = self.by_class.view(-1, self.by_class.shape[-1])
+            sums = change.new_zeros(len(change), by_class.shape[1])
+            by_class[here] += sums.index_add_(1, targets.to(sums.device), change)
 
     def note_pairs(self, lesions: Tensor, change: Tensor, targets: Tensor) -> None:
         """Count changes of many (lesion, example) pairs, in place; pairs that did not change may be left out.
