@@ -17,7 +17,6 @@ from planaria.measure.task import Task
 from planaria.repair.retrain import SGD
 from planaria.repair.together import train_together
 from planaria.sweep.between import scores_between
-from planaria.sweep.tally import Judge
 
 COUNT = 32
 """Networks trained together."""
@@ -99,7 +98,7 @@ def between(quick: bool) -> list[Row]:
                 scores["naive"].append(float((outputs.argmax(1) == data.targets).double().mean()))
 
     def ours() -> None:
-        found = scores_between(nets, shares, data.inputs, data.targets, Judge(ACCURACY))
+        found = scores_between(nets, shares, data.inputs, data.targets, ACCURACY)
         scores["ours"] = [float(s) for a, b in combinations(range(4), 2) for s in found[a, b]]
 
     ways = {"naive": naive, SAME_ROUTE: same_route(naive), "ours": same_route(ours)}

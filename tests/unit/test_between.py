@@ -17,7 +17,6 @@ from planaria.measure.scores import ACCURACY, Score
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
 from planaria.repair.together import train_together
 from planaria.sweep.between import scores_between
-from planaria.sweep.tally import Judge
 
 LARGEST = Score("largest", lambda y, t: float(y.amax(1).mean()), per_example=lambda y, t: y.amax(1))
 
@@ -41,7 +40,7 @@ def test_scores_between_networks_are_those_of_the_interpolated_networks(name: st
     ]
     nets, shares, x = [net, *others], [0.0, 0.3, 0.5, 1.0], case.inputs(30)
     t = net(x).argmax(1)
-    found = scores_between(nets, shares, x, t, Judge(LARGEST))
+    found = scores_between(nets, shares, x, t, LARGEST)
     for a, one in enumerate(nets):
         for b, other in enumerate(nets):
             for place, share in enumerate(shares):
@@ -54,7 +53,7 @@ def test_the_ends_of_a_line_are_the_networks_themselves() -> None:
     nets = [_made(seed, 5, 7, 6, 3) for seed in range(3)]
     x = torch.randn(700, 5, generator=torch.Generator().manual_seed(1))
     t = nets[0](x).argmax(1)
-    found = scores_between(nets, [0.0, 0.25, 1.0], x, t, Judge(ACCURACY))
+    found = scores_between(nets, [0.0, 0.25, 1.0], x, t, ACCURACY)
     own = [float((net(x).argmax(1) == t).double().mean()) for net in nets]
     for a in range(3):
         for b in range(3):
@@ -64,9 +63,9 @@ def test_the_ends_of_a_line_are_the_networks_themselves() -> None:
 def test_networks_that_cannot_be_joined_are_refused() -> None:
     x, t = torch.ones(2, 5), torch.zeros(2, dtype=torch.long)
     with pytest.raises(InputError, match="two networks or more"):
-        scores_between([_made(0, 5, 3)], [0.5], x, t, Judge(ACCURACY))
+        scores_between([_made(0, 5, 3)], [0.5], x, t, ACCURACY)
     with pytest.raises(InputError, match="the same weights"):
-        scores_between([_made(0, 5, 3), _made(0, 5, 4, 3)], [0.5], x, t, Judge(ACCURACY))
+        scores_between([_made(0, 5, 3), _made(0, 5, 4, 3)], [0.5], x, t, ACCURACY)
 
 
 @pytest.mark.parametrize("optimiser", [SGD(0.05, 0.9, 1e-3), Adam(1e-3), AdamW(1e-3, 0.1)], ids=repr)

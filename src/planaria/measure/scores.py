@@ -82,8 +82,8 @@ def _right(outputs: Tensor, targets: Tensor) -> Tensor:
             "Let the network return the scores before the argmax, classes in dimension 1.",
         )
     right = outputs.argmax(1) == targets.to(outputs.device)
-    # The argmax of a row with NaN is the first NaN: an answer, and for that class even a right one. A sum that is finite
-    # says that all its terms are, in a tenth of the time; elsewhere than on the CPU asking takes more than it saves.
+    # The argmax of a row with NaN is the first NaN: an answer, and for that class even a right one. A finite sum says
+    # that all its terms are finite, in a tenth of the time; elsewhere than on the CPU asking takes more than it saves.
     if outputs.device.type != "cpu" or not bool(outputs.sum().isfinite()):
         right &= outputs.isfinite().all(1)
     return right.flatten(1).double().mean(1) if right.ndim > 1 else right.double()

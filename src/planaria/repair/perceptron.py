@@ -114,7 +114,7 @@ class Perceptron:
 
     @staticmethod
     def of(net: Network, data: Data, training: Settings) -> Perceptron | None:
-        """The network in training, or None: it is no perceptron, or a weight of it is pinned as a whole.
+        """The network in training, or None: it is no perceptron, or a matrix is pinned as a whole.
 
         Args:
             net: Any network.
@@ -122,8 +122,8 @@ class Perceptron:
             training: How.
         """
         names = _names(net, data.inputs)
-        if names is None or not all(float(plasticity.sum()) for plasticity in net.plasticity.values()):
-            return None
+        if names is None or not all(float(net.plasticity[name].sum()) for name, _ in names):
+            return None  # automatic differentiation forms no gradient of what is pinned, which saves more
         read = torch.arange(net.weights[names[0][0]].shape[1])
         return Perceptron(net, names, [read, *_left(net, names, training.decays)], data, training)
 
@@ -219,8 +219,9 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if any(hooks) or "forward" in vars(module):
         yield name, nn.Module()
     elif type(module) is nn.Sequential:
-        for key, part in module.named_children():
-            yield from _parts(part, f"{name}.{key}" if name else key)
+        for key, part in module._modules.items():  # named_children would skip a ReLU that comes again
+            if part is not None:
+                yield from _parts(part, f"{name}.{key}" if name else key)
     else:
         yield name, module
 

@@ -90,7 +90,7 @@ class Effects:
     @cached_property
     def lost(self) -> dict[str, Tensor]:
         """Score lost by each lesion: the vulnerability of units."""
-        return {key: -tally.total / self.examples for key, tally in self.tallies.items()}
+        return {key: (0.0 - tally.total) / self.examples for key, tally in self.tallies.items()}  # never -0
 
     def estimate(self, key: str, at: int) -> Estimate:
         """Score lost by one lesion, with a 95 % interval over inputs like these.
@@ -104,10 +104,10 @@ class Effects:
         Not guaranteed: coverage where fewer than about ten examples change.
         """
         tally, n = self.tallies[key], self.examples
-        mean = float(tally.total.view(-1)[at]) / n
-        variance = max(0.0, float(tally.squares.view(-1)[at]) / n - mean * mean)
+        lost = 0.0 - float(tally.total.view(-1)[at]) / n
+        variance = max(0.0, float(tally.squares.view(-1)[at]) / n - lost * lost)
         half = 1.959964 * math.sqrt(variance / n)
-        return Estimate(-mean - half, -mean, -mean + half)
+        return Estimate(lost - half, lost, lost + half)
 
     def top(self, count: int = 10) -> list[tuple[str, int, float]]:
         """Lesions that cost most: (key, place in the flattened array, score lost), worst first."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planaria.core.errors import InputError
 from planaria.core.network import Network
+from planaria.measure.scores import Score
 from planaria.sweep.chain import Chain, Stage
 from planaria.sweep.replay import chunks
 from planaria.sweep.tally import Judge
@@ -19,7 +20,7 @@ CHUNK = 512
 
 
 def scores_between(
-    nets: Sequence[Network], shares: Sequence[float], inputs: Tensor, targets: Tensor, judge: Judge
+    nets: Sequence[Network], shares: Sequence[float], inputs: Tensor, targets: Tensor, score: Score
 ) -> Tensor:
     """Mean score of (1 - share) * a + share * b for every two of some networks.
 
@@ -33,26 +34,27 @@ def scores_between(
         shares: From 0 (the first network of a pair) to 1 (the second), in any order.
         inputs: [examples, ...].
         targets: [examples, ...].
-        judge: How outputs are scored.
+        score: A score that is a mean over examples.
 
     Returns:
         [networks, networks, shares], double; at [a, b] along the line from a to b. [a, a] is the score of a.
 
     Raises:
-        InputError: Fewer than two networks, or networks with different weights.
+        InputError: Fewer than two networks, networks with different weights, or a score that is no mean.
 
     Example:
         >>> from torch import nn
         >>> from planaria.measure.scores import ACCURACY
         >>> nets = [Network.of(nn.Linear(2, 2), torch.ones(1, 2)) for _ in range(3)]
         >>> x, y = torch.randn(20, 2), torch.zeros(20, dtype=torch.int64)
-        >>> scores_between(nets, [0.0, 0.5, 1.0], x, y, Judge(ACCURACY)).shape
+        >>> scores_between(nets, [0.0, 0.5, 1.0], x, y, ACCURACY).shape
         torch.Size([3, 3, 3])
 
     Source: linear interpolation of weights (Goodfellow, Vinyals and Saxe, 2015).
 
     Not guaranteed: last bits; predictions where the two largest outputs lie within rounding of each other.
     """
+    judge = Judge(score)
     nets, shares = list(nets), [float(share) for share in shares]
     shapes = [{name: weight.shape for name, weight in net.weights.items()} for net in nets]
     if len(nets) < 2 or any(shape != shapes[0] for shape in shapes):

@@ -335,7 +335,7 @@ def _pools(call: Call, axes: int) -> bool:
     places = re.search(r"(\d)d", call.name)
     if places is not None:
         return int(places[1]) == axes - 2
-    dims = call.args[1] if len(call.args) > 1 else None
+    dims = (call.args[1] if len(call.args) > 1 else None) or ()
     return bool(dims) and not {0, 1} & {dim % axes for dim in dims}
 
 

@@ -386,7 +386,9 @@ def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
     assert net.inputs is not None
     if net in _RECORDED:
         return _RECORDED[net]
-    one, other = net(net.inputs), net(net.inputs)
+    # Several rows, because chance may do the same to two.
+    rows = net.inputs[torch.arange(32, device=net.inputs.device) % len(net.inputs)]
+    one, other = net(rows), net(rows)
     if not isinstance(one, Tensor):
         raise InputError(
             "network", "one tensor of outputs", type(one).__name__, "Wrap it so that it returns only that."
