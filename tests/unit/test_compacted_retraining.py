@@ -24,6 +24,7 @@ from planaria.damage.sites import RandomEntries, RandomUnits, RankedUnits
 from planaria.measure.task import Task
 from planaria.repair import descent
 from planaria.repair.distil import Distil
+from planaria.repair.perceptron import Perceptron
 from planaria.repair.regrow import Regrow, Ripen
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
 from planaria.sweep.compact import Compact, compact
@@ -44,6 +45,9 @@ WHOLE = {
     "gated": "what a dead gate multiplies can still move, by weight decay",
 }
 """Networks that are trained whole, and why."""
+
+BY_HAND = {"mlp-relu", "double"}
+"""Perceptrons, which are trained by hand: equal up to rounding only. More about them in test_perceptron."""
 
 Run = Callable[[Network, int], list[Moment]]
 
@@ -124,8 +128,11 @@ def test_dead_units_stay_as_they_are_and_statistics_of_the_living_move(case: Net
 def test_a_network_without_dead_units_trains_as_ever_bit_for_bit(case: NetworkCase, whole: Any) -> None:
     net = case.network()
     ours, theirs = run_of(retrain(case), net), whole(retrain(case), net)
-    assert [state(m.network) for m in ours] == [state(m.network) for m in theirs]
     assert [m.cost.multiply_adds for m in ours] == [m.cost.multiply_adds for m in theirs]
+    if case.name in BY_HAND:
+        assert_near(ours[-1].network, theirs[-1].network, net)
+    else:
+        assert [state(m.network) for m in ours] == [state(m.network) for m in theirs]
 
 
 @pytest.mark.parametrize("name", ["mlp-relu", "cnn-batchnorm", "dropout", "transformer-pre-norm"])
@@ -224,7 +231,7 @@ def test_what_a_dead_gate_multiplies_goes_too_where_no_decay_moves_it(whole: Any
 
 
 def test_units_that_are_stuck_and_edges_that_are_cut_leave_the_network_whole(whole: Any) -> None:
-    case = NETWORKS["mlp-relu"]
+    case = NETWORKS["mlp-tanh"]
     for damage in (Damage(StuckAt(0.7), shifted(case)).at(0.5), Damage(Silence(), RandomEntries()).at(0.5)):
         net = damage(case.network(), stream(0, "x"))
         ours, theirs = run_of(retrain(case), net), whole(retrain(case), net)
@@ -246,7 +253,7 @@ def test_an_optimiser_of_the_users_own_sees_the_whole_network() -> None:
 
 
 def test_a_network_without_example_inputs_is_trained_whole() -> None:
-    case = NETWORKS["mlp-relu"]
+    case = NETWORKS["mlp-tanh"]
     net = hurt(case)
     bare = Network(net.module, net.weights, net.buffers, net.plasticity)
     end = run_of(retrain(case), bare)[-1]
@@ -314,16 +321,22 @@ def test_the_ledger_counts_the_multiplications_that_were_made() -> None:
     assert seconds[0] > 0 and seconds == sorted(seconds)
 
 
-def test_a_network_that_nobody_asks_for_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mlp-relu", "mlp-tanh"])
+def test_a_network_that_nobody_asks_for_is_not_put_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    expand = Compact.expand
+    expand, network = Compact.expand, Perceptron._network
 
     def counted(self: Compact, small: Network) -> Network:
         made.append(1)
         return expand(self, small)
 
+    def counted_too(self: Perceptron, values: Tensor) -> Network:
+        made.append(1)
+        return network(self, values)
+
     monkeypatch.setattr(Compact, "expand", counted)
-    case = NETWORKS["mlp-relu"]
+    monkeypatch.setattr(Perceptron, "_network", counted_too)
+    case = NETWORKS[name]
     net = hurt(case)
     more = Damage(Silence(), RandomUnits()).at(0.1)
     for flow in (retrain(case), after(more, retrain(case)), Distil(case.network(), case.inputs(24), batch=8)):

