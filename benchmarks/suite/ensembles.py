@@ -84,7 +84,7 @@ def _plain(net: Network, train: Data, updates: int) -> Tensor:
 def between(quick: bool) -> list[Row]:
     """B16: four networks, eleven points on the line between every two."""
     case = mlp(quick)
-    data = case.few(250 if quick else 10_000)
+    data = case.few(250 if quick else 4000)
     shares = [at / 10 for at in range(11)]
     nets = [case.net, *(_moved(case.net, seed) for seed in range(3))]
     scores: dict[str, list[float]] = {}

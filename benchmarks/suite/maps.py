@@ -28,7 +28,7 @@ from planaria.sweep.tally import Judge
 
 def residual(quick: bool) -> list[Row]:
     """B6: ResNet-20, by replay with the network's own operations and with fused ones."""
-    case, data = resnet20(quick), 8 if quick else 256
+    case, data = resnet20(quick), 8 if quick else 64
     few = case.few(data)
     return [
         _map("B6", f"{case.name} unit map, exact", case, few, quick, False, {"ratio_naive": 7.0}),
@@ -39,7 +39,7 @@ def residual(quick: bool) -> list[Row]:
 def transformer(quick: bool) -> list[Row]:
     """B8, exact."""
     case = vit(quick)
-    few = case.few(8 if quick else 128)
+    few = case.few(8 if quick else 48)
     return [_map("B8", f"{case.name} neurons, exact", case, few, quick, False, {"ratio_naive": 5.0})]
 
 
