@@ -21,8 +21,9 @@ from torch import Tensor
 from planaria.measure.data import Data
 from planaria.measure.scores import ACCURACY
 from planaria.sweep.fuse import fuse
+from planaria.sweep.lesions import Selection
 from planaria.sweep.program import Program
-from planaria.sweep.replay import Selection, replayed_units
+from planaria.sweep.replay import replayed_units
 from planaria.sweep.tally import Judge
 
 

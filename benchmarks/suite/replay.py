@@ -16,8 +16,8 @@ from planaria.core.streams import stream
 from planaria.measure.data import Data
 from planaria.measure.task import Task
 from planaria.sweep.ablate import ablate
+from planaria.sweep.lesions import EachUnit
 from planaria.sweep.program import Program
-from planaria.sweep.work import EachUnit
 
 
 class Undecided(nn.Module):

@@ -23,7 +23,7 @@ from suite.peers import brute_force, peers
 from torch import Tensor
 
 from planaria.sweep.ablate import ablate
-from planaria.sweep.work import EachUnit
+from planaria.sweep.lesions import EachUnit
 
 
 def perceptron(quick: bool) -> list[Row]:

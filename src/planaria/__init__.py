@@ -94,11 +94,11 @@ if TYPE_CHECKING:
     from planaria.sweep.compact import compact as compact
     from planaria.sweep.edges import Becomes as Becomes
     from planaria.sweep.edges import Flipped as Flipped
+    from planaria.sweep.lesions import EachUnit as EachUnit
+    from planaria.sweep.lesions import EachWeight as EachWeight
+    from planaria.sweep.lesions import Nested as Nested
     from planaria.sweep.precision import precise as precise
     from planaria.sweep.screen import screen as screen
-    from planaria.sweep.work import EachUnit as EachUnit
-    from planaria.sweep.work import EachWeight as EachWeight
-    from planaria.sweep.work import Nested as Nested
 
     __version__: str
 

@@ -14,9 +14,9 @@ from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Data
 from planaria.sweep.ablate import Effects, ablate
 from planaria.sweep.edges import Becomes, Flipped
-from planaria.sweep.replay import Lesion, edited
+from planaria.sweep.lesions import EachUnit, EachWeight, Lesion, Nested
+from planaria.sweep.replay import edited
 from planaria.sweep.tally import Judge, Tally
-from planaria.sweep.work import EachUnit, EachWeight, Nested
 
 cases = pytest.mark.parametrize("case", NETWORKS.values(), ids=str)
 

@@ -19,7 +19,7 @@ from planaria.measure.datasets import task as load_task
 from planaria.measure.task import Data, Task
 from planaria.measure.weights import load_weights
 from planaria.sweep.ablate import Effects, ablate
-from planaria.sweep.work import EachUnit, EachWeight
+from planaria.sweep.lesions import EachUnit, EachWeight
 
 pytestmark = pytest.mark.timeout(1200)
 

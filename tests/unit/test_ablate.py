@@ -20,9 +20,10 @@ from planaria.measure.task import Data, Task
 from planaria.sweep.ablate import OUTPUTS, ablate
 from planaria.sweep.certify import Certifier
 from planaria.sweep.edges import Becomes, Flipped
+from planaria.sweep.lesions import EachUnit, EachWeight, Nested
 from planaria.sweep.plan import BRUTE, CERTIFY, EDIT_NEXT, REPLAY
 from planaria.sweep.tally import Tally
-from planaria.sweep.work import EachUnit, EachWeight, Nested, Work
+from planaria.sweep.work import Work
 
 
 def _task(shape: tuple[int, ...] = (6,), count: int = 60, classes: int = 3) -> Task:

@@ -27,6 +27,7 @@ from planaria.repair.distil import Distil
 from planaria.repair.perceptron import Perceptron
 from planaria.repair.regrow import Regrow, Ripen
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
+from planaria.study.rescue import Criterion, attempt
 from planaria.sweep.compact import Compact, compact
 from purity import state, untouched
 
@@ -344,6 +345,29 @@ def test_a_network_that_nobody_asks_for_is_not_put_together(name: str, monkeypat
         end = settle(flow, steps(6)).moment(net, stream(0, "x"))
         assert made == []
         assert end.network is end.network and made == [1]
+
+
+def test_a_rescue_asks_for_networks_only_where_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    later = Moment.later
+
+    def counted(network: Callable[[], Network], cost: Cost) -> Moment:
+        return later(lambda: made.append(1) or network(), cost)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(Moment, "later", staticmethod(counted))
+    case = NETWORKS["mlp-tanh"]
+    end = attempt(
+        case.network(),
+        Damage(Silence(), RandomUnits()),
+        0.4,
+        retrain(case),
+        case.task(),
+        within=steps(25),
+        criterion=Criterion(every=10),
+    )
+    assert [look.cost.backward_passes for look in end.looks] == [0, 1, 10, 20, 25]
+    assert len(made) == 2 * 4  # the smaller network and the whole one, at all looks but the one before the repair
+    assert end.network.sha256 != case.network().sha256
 
 
 # ---------------------------------------------------------------------------------------- moments, expansion

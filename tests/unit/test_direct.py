@@ -19,9 +19,9 @@ from planaria.measure.task import Data, Task
 from planaria.sweep.ablate import ablate
 from planaria.sweep.direct import direct_effects, margins
 from planaria.sweep.gates import Gate
+from planaria.sweep.lesions import EachUnit
 from planaria.sweep.program import Program
 from planaria.sweep.tally import Judge
-from planaria.sweep.work import EachUnit
 
 
 def drawn(*shape: int, name: str = "x", dtype: torch.dtype = torch.float32) -> Tensor:

@@ -286,7 +286,7 @@ def hooked() -> nn.Module:
 
 def replaced() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
-    model[1].forward = torch.tanh  # type: ignore[method-assign]
+    model[1].forward = torch.tanh
     return model
 
 

@@ -22,10 +22,11 @@ from planaria.measure.scores import Score
 from planaria.measure.statistics import numpy_generator, wilson
 from planaria.measure.task import Task
 from planaria.sweep.ablate import ablate
+from planaria.sweep.certify import Certifier
 from planaria.sweep.edges import Becomes
+from planaria.sweep.lesions import EachUnit, EachWeight, Nested
 from planaria.sweep.precision import LEVEL, Intervals, looks, mean_changes, planned_inputs, precise
 from planaria.sweep.tally import Tally
-from planaria.sweep.work import EachUnit, EachWeight, Nested
 
 POPULATION = 10_000
 
@@ -139,11 +140,27 @@ def test_precise_lesions_are_left_alone() -> None:
     assert float(both.lost["lesions"].best[0]) == pytest.approx(float(truth[weak]))
 
 
-def test_a_way_that_brute_force_contradicts_is_replaced() -> None:
+def test_a_way_that_brute_force_contradicts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, task = NETWORKS["mlp-relu"].network(), many("mlp-relu", 600)
+    honest, real = precise(net, EachUnit(), task, precision=0.0), Certifier.__call__
+
+    def lying(self: Certifier, *args: Tensor) -> tuple[dict[str, Tally], Tensor]:
+        found, intact = real(self, *args)
+        if "2" in found:
+            found["2"].fell[3] += 100
+        return found, intact
+
+    monkeypatch.setattr(Certifier, "__call__", lying)
+    found = precise(net, EachUnit(), task, precision=0.0)
+    assert found.audit.mismatches > 0 and found.audit.replaced == ("2",)
+    assert all(torch.equal(found.lost[layer].best, lost.best) for layer, lost in honest.lost.items())
+
+
+def test_a_unit_that_overflows_is_better_dead() -> None:
     net, task = overflowing()
     found = precise(net, EachUnit(), task, precision=0.0)
-    assert found.audit.mismatches > 0 and found.audit.replaced == ("0",)
-    assert found.lost["0"].best.tolist() == [-1.0, 0.0]  # the unit that overflows is better dead
+    assert found.audit.mismatches == 0
+    assert found.lost["0"].best.tolist() == [-1.0, 0.0]
 
 
 def overflowing() -> tuple[Network, Task]:

@@ -19,9 +19,9 @@ from planaria.measure.data import Data
 from planaria.measure.scores import Score
 from planaria.measure.task import Task
 from planaria.sweep.ablate import ablate
+from planaria.sweep.lesions import EachUnit
 from planaria.sweep.screen import screen
 from planaria.sweep.strata import Choice, Design, Screened
-from planaria.sweep.work import EachUnit
 
 
 @dataclass(frozen=True, eq=False)

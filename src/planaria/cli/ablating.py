@@ -29,7 +29,7 @@ from planaria.study.vulnerability import Survey, evenly
 from planaria.study.weak_points import judge_vulnerability
 from planaria.study.weak_weights import New, WeakWeights
 from planaria.sweep.edges import Becomes, Flipped
-from planaria.sweep.work import EachUnit
+from planaria.sweep.lesions import EachUnit
 from planaria.version import version
 
 UNITS, PARQUET, WEIGHTS = "units.csv", "units.parquet", "weights.safetensors"

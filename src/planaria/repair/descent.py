@@ -198,26 +198,29 @@ class _Brake:
 
     Attributes:
         held: Parameters of which some entries are pinned and the others ordinary, with which, and their values.
-        slow: Parameters with other plasticity anywhere, that, and places of pinned entries that are -0 (0 else).
+        slow: Parameters with other plasticity anywhere, that, and which pinned entries are -0, if any are.
     """
 
     held: tuple[tuple[Tensor, Tensor, Tensor], ...]
-    slow: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    slow: tuple[tuple[Tensor, Tensor, Tensor | None], ...]
 
     @staticmethod
     def of(moving: Mapping[str, Tensor], plasticity: Weights) -> _Brake:
         held: list[tuple[Tensor, Tensor, Tensor]] = []
-        slow: list[tuple[Tensor, Tensor, Tensor]] = []
+        slow: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for name, weight in moving.items():
             amount, values = plasticity[name], weight.detach()
-            least, most = amount.aminmax()
+            least, most = (float(end) for end in amount.aminmax())
             if least == most == 1:
                 continue
-            if float((amount * amount - amount).abs().sum()) == 0:  # 0 or 1 everywhere; comparing takes much longer
-                held.append((weight, amount == 0, values.clone()))
-            else:
-                minus = (amount == 0) & (values == 0) & values.signbit() if least == 0 else amount.new_zeros(0)
-                slow.append((weight, amount, minus.flatten().nonzero().flatten()))
+            minus = None
+            if least == 0:
+                pinned = amount == 0
+                if float((amount * amount - amount).abs().sum()) == 0:  # 0 or 1 everywhere
+                    held.append((weight, pinned, values.clone()))
+                    continue
+                minus = pinned & (values == 0) & values.signbit()
+            slow.append((weight, amount, minus if minus is not None and bool(minus.any()) else None))
         return _Brake(tuple(held), tuple(slow))
 
     def before(self) -> list[Tensor]:
@@ -232,8 +235,8 @@ class _Brake:
         for (weight, plasticity, minus), value in zip(self.slow, before, strict=True):
             # The law without its masks, which take twenty times as long and only matter where there is no number.
             moved = torch.lerp(value, weight, plasticity)
-            if len(minus):
-                moved.view(-1)[minus] = -0.0
+            if minus is not None:
+                moved.masked_fill_(minus, -0.0)
             weight.copy_(moved if math.isfinite(float(moved.sum())) else law(value, weight, plasticity))
 
 

@@ -111,6 +111,7 @@ class Perceptron:
         self._ones = self._inputs.new_ones(training.batch)
         labels = data.targets.ndim == 1 and not data.targets.is_floating_point()
         self._minus = -self._ones[None] if training.loss is cross_entropy and labels else None
+        self._share = 1.0 if self._minus is None else 1.0 / training.batch
 
     @staticmethod
     def of(net: Network, data: Data, training: Settings) -> Perceptron | None:
@@ -138,7 +139,7 @@ class Perceptron:
 
     def gradient(self, rows: Tensor) -> None:
         """Form the gradient for a batch and add the momentum's share of what was there before."""
-        momentum, outputs = self._training.momentum, self._layers[-1]
+        outputs, scaled = self._layers[-1], {"beta": self._training.momentum, "alpha": self._share}
         torch.index_select(self._inputs, 0, rows, out=self._batch)
         for layer in self._layers:
             if layer.shift is None:
@@ -149,18 +150,18 @@ class Perceptron:
                 layer.made.relu_()
         slope = self._slope(outputs.made, self._data.targets.index_select(0, rows))
         for layer, before in zip(self._layers[::-1], [*self._layers[-2::-1], None], strict=True):
-            torch.addmm(layer.weight_slope, slope, layer.examples, beta=momentum, out=layer.weight_slope)
+            torch.addmm(layer.weight_slope, slope, layer.examples, **scaled, out=layer.weight_slope)
             if layer.shift_slope is not None:
-                torch.addmv(layer.shift_slope, slope, self._ones, beta=momentum, out=layer.shift_slope)
+                torch.addmv(layer.shift_slope, slope, self._ones, **scaled, out=layer.shift_slope)
             if before is not None:
                 slope = torch.mm(layer.turned, slope, out=before.slope)
                 _behind_relu(slope, before.made, 0, grad_input=slope)
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Gradient of the loss with respect to outputs [outputs, examples]."""
+        """Gradient of the loss, over `_share`, with respect to outputs [outputs, examples]."""
         if self._minus is not None:
             torch.randint(2**62, (), generator=self._training.rng)  # as if the stream had been lent
-            return torch.softmax(outputs, 0).scatter_add_(0, targets[None], self._minus).div_(len(targets))
+            return torch.softmax(outputs, 0).scatter_add_(0, targets[None], self._minus)
         with lend(self._training.rng, outputs.device), plain_kernels(), torch.enable_grad():
             given = outputs.t().clone(memory_format=torch.contiguous_format).requires_grad_()
             (found,) = torch.autograd.grad(self._training.loss(given, targets), given)

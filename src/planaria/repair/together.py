@@ -13,6 +13,7 @@ from planaria.core.network import Network, law
 from planaria.measure.task import Task
 from planaria.repair.retrain import Adam, Optimiser
 from planaria.sweep.chain import Chain
+from planaria.sweep.program import near
 from planaria.sweep.gemm import fast_products
 
 
@@ -62,6 +63,8 @@ def train_together(
         raise InputError("train_together(nets)", "one network or more, all of one form", "none, or different forms")
     if updates < 0:
         raise InputError("train_together(updates)", "a number of at least 0", updates)
+    if batch < 1:
+        raise InputError("train_together(batch)", "a number of at least 1", batch)
     stages = chains[0].stages
     names = [(stage.name, stage.bias) for stage in stages]
     weights = [_stacked(nets, name, at == 0) for at, (name, _) in enumerate(names)]
@@ -88,6 +91,24 @@ def train_together(
             z = stage.post(z)
         return z.flatten(0, 1)
 
+    def first(x: Tensor) -> Tensor:
+        """The first product by hand: its gradient is by far the largest tensor, and is kept to be written anew."""
+        return functional.linear(x, weights[0].detach(), None if shifts[0] is None else shifts[0].detach())
+
+    def begun(x: Tensor) -> Tensor:
+        for entry in chains[0].entry:
+            x = entry.function(x)
+        return x
+
+    few = data.inputs[:2]
+    with torch.no_grad():
+        if not near(behind(first(begun(few))), torch.cat([net(few) for net in nets])):
+            raise InputError(
+                "train_together(nets)",
+                "networks that apply their weights alike",
+                "ones that compute other things with them",
+                "Train the networks one after another.",
+            )
     gradient = torch.empty_like(weights[0].detach())
     weights[0].grad = gradient
     later = [parameter for parameter in moving if parameter is not weights[0]]
@@ -99,12 +120,8 @@ def train_together(
             rows, waiting = waiting[:size].to(data.inputs.device), waiting[size:]
             targets = data.targets[rows]
             # The loss is a mean over all rows, so times the number of networks it is the sum of their means.
-            x = data.inputs[rows]
-            for entry in chains[0].entry:
-                x = entry.function(x)
-            # The first product by hand: its gradient is by far the largest tensor, and is kept to be written anew.
-            z = functional.linear(x, weights[0].detach(), None if shifts[0] is None else shifts[0].detach())
-            z.requires_grad_()
+            x = begun(data.inputs[rows])
+            z = first(x).requires_grad_()
             loss = task.loss(behind(z), targets.repeat(count, *[1] * (targets.ndim - 1))) * count
             for parameter in later:
                 parameter.grad = None
@@ -132,7 +149,8 @@ def _chain(net: Network) -> Chain:
     known = {name for stage in found.stages for name in (stage.name, stage.bias) if name is not None}
     pointwise = all(step.pointwise for stage in found.stages for step in stage.steps)
     whole = all(stage.weight.shape == net.weights[stage.name].shape for stage in found.stages)
-    if not (plain and pointwise and whole and len(set(names)) == len(names) and known == net.weights.keys()):
+    whole = whole and len(set(names)) == len(names) and not found.elsewhere
+    if not (plain and pointwise and whole and known == net.weights.keys()):
         raise InputError(
             "train_together(nets)",
             "linear layers with element-wise functions between them, each with weights of its own",

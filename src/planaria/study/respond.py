@@ -30,9 +30,9 @@ from planaria.measure.statistics import (
 from planaria.measure.task import Data, Task
 from planaria.measure.transition import CriticalDose, critical_dose
 from planaria.sweep.ablate import ablate
+from planaria.sweep.lesions import Nested
 from planaria.sweep.precision import planned_inputs
 from planaria.sweep.tally import Tally
-from planaria.sweep.work import Nested
 
 
 @dataclass(frozen=True)

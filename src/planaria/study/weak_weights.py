@@ -15,7 +15,7 @@ from planaria.measure.data import Data
 from planaria.measure.task import Task
 from planaria.sweep.ablate import ablate
 from planaria.sweep.edges import Becomes, Flipped
-from planaria.sweep.work import EachWeight
+from planaria.sweep.lesions import EachWeight
 
 New = Becomes | Flipped
 

@@ -15,7 +15,7 @@ from planaria.measure.data import Data
 from planaria.measure.statistics import Estimate, mean_interval
 from planaria.measure.task import Task
 from planaria.sweep.ablate import ablate
-from planaria.sweep.work import EachUnit, Nested
+from planaria.sweep.lesions import EachUnit, Nested
 
 GREEDY, FIRST_ORDER, RANDOM = "greedy", "first-order", "random"
 """Each unit the worst given those before it; the units that cost most alone; a random draw."""

@@ -20,29 +20,30 @@ from torch import Tensor
 
 from planaria.core.errors import InputError
 from planaria.core.network import Network
-from planaria.measure.data import Data
+from planaria.measure.data import Data, check_labels
 from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
 from planaria.sweep.gemm import DEFAULT, fast_products
+from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import Plan
 from planaria.sweep.replay import chunks
 from planaria.sweep.shards import SAMPLE, worked
 from planaria.sweep.tally import Judge, Tally
-from planaria.sweep.work import Job, What, Work
+from planaria.sweep.work import Work
 
 Stream = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
-BLOCK = 10_000
-"""Most examples that are held at a time."""
+BLOCK = 2 * FORWARD_BATCH
+"""Most examples that are worked on at a time; what one of several processes does at least."""
 
 MEMORY = 1 << 28
 """Bytes of activations that a block may have."""
 
 
 PRICED = 250
-"""Inputs on which the price of a forward pass is measured."""
+"""Inputs on which the price of a forward pass is measured, and recorded passes must give the network's outputs."""
 
 OUTPUTS = 1 << 32
 """Most bytes of outputs that are kept on request."""
@@ -93,7 +94,7 @@ class Effects:
         return {key: (0.0 - tally.total) / self.examples for key, tally in self.tallies.items()}  # never -0
 
     def estimate(self, key: str, at: int) -> Estimate:
-        """Score lost by one lesion, with a 95 % interval over inputs like these.
+        """Score lost by one lesion, with a 95 % interval over inputs like these; NaN where the score is no mean.
 
         Args:
             key: Of the tallies.
@@ -105,19 +106,19 @@ class Effects:
         """
         tally, n = self.tallies[key], self.examples
         lost = 0.0 - float(tally.total.view(-1)[at]) / n
-        variance = max(0.0, float(tally.squares.view(-1)[at]) / n - lost * lost)
-        half = 1.959964 * math.sqrt(variance / n)
+        variance = float(tally.squares.view(-1)[at]) / n - lost * lost
+        half = variance if math.isnan(variance) else 1.959964 * math.sqrt(max(0.0, variance) / n)
         return Estimate(lost - half, lost, lost + half)
 
     def top(self, count: int = 10) -> list[tuple[str, int, float]]:
-        """Lesions that cost most: (key, place in the flattened array, score lost), worst first."""
+        """Lesions that cost most: (key, place in the flattened array, score lost), worst first, NaN the worst."""
         ranked = [
-            (-float(values[place]), order, int(place), key)
+            (-worst, order, place, key)
             for order, (key, lost) in enumerate(self.lost.items())
-            for values in [lost.flatten()]
-            for place in values.topk(min(count, len(values))).indices.tolist()
+            for values in [lost.flatten().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)]
+            for worst, place in zip(*(found.tolist() for found in values.topk(min(count, len(values)))), strict=True)
         ]
-        return [(key, place, -loss) for loss, _, place, key in sorted(ranked)[:count]]
+        return [(key, place, float(self.lost[key].view(-1)[place])) for _, _, place, key in sorted(ranked)[:count]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plan, audit and price as plain numbers."""
@@ -171,7 +172,8 @@ def ablate(
         score: By default the task's.
         bitwise: Only run again what depends on the lesion, with the network's own operations.
         outputs: Also keep the outputs under each lesion.
-        audited: Lesions to run again by brute force on up to 1,000 inputs, half of them the most harmful ones.
+        audited: Lesions to run again by brute force on up to 1,000 inputs, half of them the most harmful ones. What
+            disagrees is done again by a safer way.
         workers: Processes that share the inputs; any number gives the same result.
         seed: Of the choice of audited lesions.
         progress: Told the number of inputs done so far.
@@ -186,7 +188,7 @@ def ablate(
 
     Example:
         >>> from planaria.measure.datasets import task
-        >>> from planaria.sweep.work import EachUnit
+        >>> from planaria.sweep.lesions import EachUnit
         >>> from torch import nn
         >>> digits = task("digits")
         >>> net = Network.of(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), digits.test.inputs)
@@ -201,30 +203,34 @@ def ablate(
     """
     if workers < 1:
         raise InputError("ablate(workers)", "a number of at least 1", workers)
+    if audited < 0:
+        raise InputError("ablate(audited)", "a number of at least 0", audited)
     data = task.test if data is None else data
     sample = _sample(data, net.device)
     few = Data(sample[0][:2], sample[1][:2])
     task.outputs(net, few)  # raises with a reason if they do not fit
-    if net.inputs is None or net.inputs.shape[1:] != few.inputs.shape[1:]:
+    if net.inputs is None or net.inputs.shape[1:] != few.inputs.shape[1:] or net.inputs.dtype != few.inputs.dtype:
         net = replace(net, inputs=few.inputs)
     scorer = task.scorer if score is None else score
     job = Job.of(what, net)
     if outputs or scorer.per_example is None:
         return _by_outputs(net, job, scorer, task, data, sample, audited, seed)
     started = time.process_time()
-    labels = task.classes if task.test.targets.ndim == 1 and job.new is None else None
-    work = Work.of(net, job, Judge(scorer, labels), bitwise=bitwise)
-    blocks = _blocks(data, work, workers)
+    judge = Judge(scorer, None if job.new is not None else _classes(task, data, sample[1]))
+    forward, known = _priced(net, sample[0])
+    work = Work.of(net, job, judge, bitwise=bitwise, known=known)
+    blocks = _blocks(data, work, sample)
     with _route(net, bitwise) as route:
         work = replace(work, plan=replace(work.plan, route=route))
+        prepared = time.process_time() - started
         whole = worked(work, blocks, workers, progress)
-        spent = whole.seconds + time.process_time() - started if workers > 1 else time.process_time() - started
-        checked = audit(work, *sample, whole.tallies, audited, seed)
-    if checked.replaced:
-        # What was wrong is done again by the safest way there is.
-        work = work.safely(checked.replaced)
-        again = worked(work.only(checked.replaced), blocks, workers, None)
-        whole = replace(whole, tallies=whole.tallies | again.tallies)
+        checked = audit(work, *sample, whole.tallies, audited, seed, whole=_is_all(sample, data))
+        spent, wrong = prepared + whole.seconds, checked.replaced
+        while wrong:  # done again by a safer way, and again by brute force if that is wrong too
+            work = work.safely(wrong)
+            again = worked(work.only(wrong), blocks, workers, None)
+            whole = replace(whole, tallies=whole.tallies | again.tallies)
+            wrong = audit(work.only(wrong), *sample, again.tallies, audited, seed).replaced
     return Effects(
         tallies=whole.tallies,
         examples=whole.examples,
@@ -233,7 +239,7 @@ def ablate(
         plan=work.plan,
         audit=checked,
         seconds=spent,
-        forward=_forward(net, sample[0][:PRICED]) * whole.examples,
+        forward=forward * whole.examples,
         bounds=scorer.bounds,
     )
 
@@ -248,23 +254,39 @@ def _route(net: Network, bitwise: bool) -> Iterator[str]:
         yield DEFAULT if route is None else route.name
 
 
-def _forward(net: Network, inputs: Tensor) -> float:
-    """CPU seconds of an eager forward pass, per example."""
-    spent = []
+def _priced(net: Network, inputs: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
+    """CPU seconds of an eager forward pass per example; and some of the inputs with the outputs."""
+    inputs, spent = _evenly(inputs, PRICED), []
     for _ in range(2):
         started = time.process_time()
-        net(inputs)
+        outputs = net(inputs)
         spent.append(time.process_time() - started)
-    return min(spent) / len(inputs)
+    return min(spent) / len(inputs), (inputs, outputs)
 
 
 def _sample(data: Data | Stream, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs for the audit: evenly spaced, of a stream the first ones."""
-    if isinstance(data, Data):
-        rows = torch.linspace(0, len(data) - 1, min(SAMPLE, len(data))).long()
-        return data.inputs[rows].to(device), data.targets[rows].to(device)
-    inputs, targets = next(iter(_batches(data)))
-    return inputs[:SAMPLE].to(device), targets[:SAMPLE].to(device)
+    """Inputs and targets for the audit: evenly spaced, of a stream from the first batch."""
+    inputs, targets = (data.inputs, data.targets) if isinstance(data, Data) else next(_batches(data))
+    return _evenly(inputs, SAMPLE).to(device), _evenly(targets, SAMPLE).to(device)
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """So many of some rows, all over them; at most all."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).long().to(rows.device)]
+
+
+def _is_all(sample: tuple[Tensor, Tensor], data: Data | Stream) -> bool:
+    return isinstance(data, Data) and len(sample[0]) == len(data)
+
+
+def _classes(task: Task, data: Data | Stream, sample: Tensor) -> int | None:
+    """Number of classes, where the targets are labels, one for each example."""
+    targets = data.targets if isinstance(data, Data) else sample
+    if task.classes is None or targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return task.classes if int(targets.min()) >= 0 and int(targets.max()) < task.classes else None
 
 
 def _batches(data: Stream) -> Iterator[tuple[Tensor, Tensor]]:
@@ -278,20 +300,30 @@ def _batches(data: Stream) -> Iterator[tuple[Tensor, Tensor]]:
         raise InputError("ablate(data)", "at least one batch", "none", "Give a function that starts anew each time.")
 
 
-def _blocks(data: Data | Stream, work: Work, workers: int) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """Blocks of inputs that fit in memory, as often as wanted.
+def _blocks(
+    data: Data | Stream, work: Work, sample: tuple[Tensor, Tensor]
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """Blocks of inputs that fit in memory, as often as wanted; the same whoever works on them.
 
     Whole multiples of the batch in which scores are taken elsewhere, so that what is run whole is run alike.
     """
     most = max(1, min(BLOCK, MEMORY // max(1, work.bytes)))
-    if isinstance(data, Data):
-        most = min(most, math.ceil(len(data) / workers))
-    if most > FORWARD_BATCH:
-        most = math.ceil(most / FORWARD_BATCH) * FORWARD_BATCH
+    most = math.ceil(most / FORWARD_BATCH) * FORWARD_BATCH if most > FORWARD_BATCH else most
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-        batches = [(data.inputs, data.targets)] if isinstance(data, Data) else _batches(data)
-        for inputs, targets in batches:
+        if isinstance(data, Data):
+            yield from chunks(data.inputs, data.targets, most)
+            return
+        for inputs, targets in _batches(data):
+            if inputs.shape[1:] != sample[0].shape[1:] or targets.shape[1:] != sample[1].shape[1:]:
+                raise InputError(
+                    "ablate(data)",
+                    f"batches of inputs {list(sample[0].shape[1:])} and targets {list(sample[1].shape[1:])} each",
+                    f"{list(inputs.shape[1:])} and {list(targets.shape[1:])}",
+                    "Bring all batches to one shape.",
+                )
+            if work.judge.classes is not None:
+                check_labels(targets, work.judge.classes, "ablate(data).targets")
             yield from chunks(inputs, targets, most)
 
     return blocks
@@ -323,42 +355,53 @@ def _by_outputs(
             "Take fewer lesions or inputs at a time"
             + ("." if scorer.per_example is not None else ", or a score that is a mean over examples."),
         )
-    judge = Judge(_whole(scorer)) if scorer.per_example is None else Judge(scorer, None)
-    work = Work.of(net, job, judge, bitwise=True)
+    mean = scorer.per_example is not None
+    forward, known = _priced(net, sample[0])
+    work = Work.of(net, job, Judge(scorer if mean else _whole(scorer)), bitwise=True, known=known)
     kept = {key: intact.new_empty(*shape, *intact.shape) for key, shape in job.shapes.items()}
-    at = 0
-    for inputs, _ in chunks(data.inputs, data.targets, work.plan.chunk):
-        for key, place, outputs in work.outputs(inputs):
-            kept[key].view(-1, *intact.shape)[place, at : at + len(inputs)] = outputs
-        at += len(inputs)
-    before = scorer.function(intact, data.targets)
-    tallies = {}
-    for key, shape in job.shapes.items():
-        tally = Tally.zeros(shape)
-        if scorer.per_example is None:
-            scores = [scorer.function(one, data.targets) for one in kept[key].view(-1, *intact.shape)]
-            tally.total.view(-1).copy_((torch.tensor(scores, dtype=torch.float64) - before) * len(data))
-        else:
-            values = judge.values(intact, data.targets)
-            for place, one in enumerate(kept[key].view(-1, *intact.shape)):
-                tally.note(place, judge.values(one, data.targets), values, data.targets)
-        tallies[key] = tally
+    tallies = _kept(work, data, scorer, kept)
     spent = time.process_time() - started
-    checked = Audit(0, 0, 0, 0)
-    if scorer.per_example is not None:
-        checked = audit(work, *sample, tallies, audited, seed)
+    checked = audit(work, *sample, tallies, audited, seed, whole=mean and _is_all(sample, data))
+    if checked.replaced:  # by brute force, because it was replayed
+        work = work.safely(checked.replaced)
+        tallies |= _kept(work.only(checked.replaced), data, scorer, kept)
     return Effects(
         tallies,
         len(data),
-        float(before),
+        float(scorer.function(intact, data.targets)),
         None,
         work.plan,
         checked,
         spent,
-        _forward(net, data.inputs[:PRICED]) * len(data),
+        forward * len(data),
         scorer.bounds,
         kept,
     )
+
+
+def _kept(work: Work, data: Data, scorer: Score, kept: Mapping[str, Tensor]) -> dict[str, Tally]:
+    """Fill in the outputs under the lesions of a work, and count what they change."""
+    whole, at = [], 0
+    for inputs, _ in chunks(data.inputs, data.targets, work.plan.chunk):
+        intact, damaged = work.outputs(inputs)
+        whole.append(intact)
+        for key, place, outputs in damaged:
+            kept[key].view(-1, len(data), *outputs.shape[1:])[place, at : at + len(inputs)] = outputs
+        at += len(inputs)
+    before, tallies = torch.cat(whole), {}
+    for key, shape in work.job.shapes.items():
+        tallies[key] = tally = Tally.zeros(shape)
+        outputs_of = kept[key].view(-1, *before.shape)
+        if scorer.per_example is None:  # nothing is known of single examples
+            score = scorer.function(before, data.targets)
+            scores = torch.tensor([scorer.function(one, data.targets) for one in outputs_of], dtype=torch.float64)
+            tally.total.view(-1).copy_((scores - score) * len(data))
+            tally.squares.fill_(math.nan)
+            continue
+        values = work.judge.values(before, data.targets)
+        for place, one in enumerate(outputs_of):
+            tally.note(place, work.judge.values(one, data.targets), values, data.targets)
+    return tallies
 
 
 def _whole(scorer: Score) -> Score:

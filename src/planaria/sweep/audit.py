@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planaria.core.streams import stream
-from planaria.sweep.plan import BRUTE
+from planaria.sweep.plan import BRUTE, IN_CHAIN
 from planaria.sweep.replay import edited
 from planaria.sweep.tally import Judge, Tally
 from planaria.sweep.work import Work
@@ -27,7 +27,7 @@ class Audit:
         examples: Inputs each was run on.
         mismatches: Lesions whose changes differ by more than ties explain.
         ties: Examples, over all these lesions, whose two largest outputs are closer than 1e-4 of the largest.
-        replaced: Layers or weights that were therefore done again by a bit-identical way.
+        replaced: Layers or weights that were therefore done again by a safer way.
     """
 
     lesions: int
@@ -41,7 +41,16 @@ class Audit:
         return f"audited {self.lesions}, mismatches {self.mismatches}, ties {self.ties}{again}"
 
 
-def audit(work: Work, inputs: Tensor, targets: Tensor, result: Mapping[str, Tally], count: int, seed: int) -> Audit:
+def audit(
+    work: Work,
+    inputs: Tensor,
+    targets: Tensor,
+    result: Mapping[str, Tally],
+    count: int,
+    seed: int,
+    *,
+    whole: bool = False,
+) -> Audit:
     """Run some lesions again by brute force, half of them those with the largest effects, half at random.
 
     Args:
@@ -51,53 +60,77 @@ def audit(work: Work, inputs: Tensor, targets: Tensor, result: Mapping[str, Tall
         result: Tallies over all inputs, from which the most harmful lesions are known.
         count: Lesions.
         seed: Of the choice.
+        whole: Whether these are all inputs, so that the result itself is compared.
     """
     chosen = _chosen(work, result, count, seed)
     if not chosen:
         return Audit(0, 0, 0, 0)
-    keys = list(dict.fromkeys(key for key, _ in chosen))
-    found, _ = work.only(keys).tally(inputs, targets)
+    found = dict(result) if whole else _again(work, chosen, inputs, targets)
     intact = work.judge.values(work.net(inputs), targets)
     mismatches, ties = 0, 0
     replaced: dict[str, None] = {}
-    for key, place in chosen:
-        outputs = edited(work.net, work.job.lesion(key, place, work.net))(inputs)
-        truth = Tally.zeros((1,))
-        truth.note(0, work.judge.values(outputs, targets), intact, targets)
-        close = _ties(outputs) if work.judge.counts_predictions else 0
-        ties += close
-        if not _agrees(truth, found[key], place, close, work.judge, intact):
-            mismatches += 1
-            replaced[key] = None
-    return Audit(len(chosen), len(inputs), mismatches, ties, tuple(replaced))
+    for key, places in chosen.items():
+        for place in places:
+            outputs = edited(work.net, work.job.lesion(key, place, work.net))(inputs)
+            truth = Tally.zeros((1,))
+            truth.note(0, work.judge.values(outputs, targets), intact, targets)
+            close = _ties(outputs) if work.judge.counts_predictions else 0
+            ties += close
+            if not _agrees(truth, found[key], place, close, work.judge, intact):
+                mismatches += 1
+                replaced[key] = None
+    return Audit(sum(map(len, chosen.values())), len(inputs), mismatches, ties, tuple(replaced))
 
 
-def _chosen(work: Work, result: Mapping[str, Tally], count: int, seed: int) -> list[tuple[str, int]]:
-    """Lesions to audit; those that were brute force anyway are not."""
+def _chosen(work: Work, result: Mapping[str, Tally], count: int, seed: int) -> dict[str, list[int]]:
+    """Places of the lesions to audit; those that were brute force anyway are not."""
     keys = [way.key for way in work.plan.ways if way.way != BRUTE]
     sizes = [result[key].total.numel() for key in keys]
     total = sum(sizes)
-    if not total:
-        return []
     count = min(count, total)
+    if count <= 0:
+        return {}
     effects = torch.cat([result[key].total.flatten().abs().cpu() for key in keys]).nan_to_num(nan=float("inf"))
     harmful = effects.topk(count // 2).indices
     drawn = torch.randint(total, (2 * count,), generator=stream(seed, "audit"))
-    places = list(dict.fromkeys([*harmful.tolist(), *drawn.tolist()]))[:count]
-    starts = [sum(sizes[:at]) for at in range(len(sizes))]
-    found = []
-    for place in places:
-        at = max(number for number, start in enumerate(starts) if start <= place and sizes[number])
-        found.append((keys[at], place - starts[at]))
+    found: dict[str, list[int]] = {}
+    for place in list(dict.fromkeys([*harmful.tolist(), *drawn.tolist()]))[:count]:
+        at = 0
+        while place >= sizes[at]:
+            place -= sizes[at]
+            at += 1
+        found.setdefault(keys[at], []).append(place)
+    return found
+
+
+def _again(work: Work, chosen: Mapping[str, list[int]], inputs: Tensor, targets: Tensor) -> dict[str, Tally]:
+    """Tallies in which at least the chosen lesions are counted on these inputs, by the ways of the work."""
+    part = work.only(chosen)
+    ways = {way.key: way.way for way in part.plan.ways}
+    alone = {
+        key: places
+        for key, places in chosen.items()
+        if ways[key] not in IN_CHAIN and (key in part.job.units or key == "lesions")
+    }
+    found, _ = part.some(alone).tally(inputs, targets)
+    for key, places in alone.items():  # back to where they are among all
+        shape, some = part.job.shapes[key], found[key]
+        found[key] = Tally.zeros(shape)
+        for name in ("total", "rose", "fell", "squares"):
+            getattr(found[key], name)[places] = getattr(some, name).cpu()
     return found
 
 
 def _ties(outputs: Tensor) -> int:
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
+    """Examples with two largest outputs that are nearly the same; one whose outputs are not finite is just wrong."""
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
         return 0
-    first, second = outputs.topk(2, 1).values.unbind(1)
-    scale = outputs.abs().amax(1).amax()
-    return int((~(first - second > TIE * scale)).sum())
+    rows = outputs.movedim(1, -1)
+    finite = rows.isfinite().all(-1)
+    scale = rows[finite].abs().max() if bool(finite.any()) else outputs.new_zeros(())
+    first, second = rows.topk(2, -1).values.unbind(-1)
+    close = finite & ~(first - second > TIE * scale)
+    return int(close.reshape(len(close), -1).any(1).sum())
 
 
 def _agrees(truth: Tally, found: Tally, place: int, ties: int, judge: Judge, intact: Tensor) -> bool:
@@ -107,4 +140,4 @@ def _agrees(truth: Tally, found: Tally, place: int, ties: int, judge: Judge, int
         return apart <= ties
     one, other = float(truth.total), float(found.total.view(-1)[place])
     scale = max(1.0, float(intact.abs().mean()))
-    return one == other or abs(one - other) <= TIE * scale * len(intact)
+    return one == other or (one != one and other != other) or abs(one - other) <= TIE * scale * len(intact)

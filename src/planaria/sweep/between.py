@@ -12,6 +12,7 @@ from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.scores import Score
 from planaria.sweep.chain import Chain, Stage
+from planaria.sweep.program import near
 from planaria.sweep.replay import chunks
 from planaria.sweep.tally import Judge
 
@@ -57,8 +58,15 @@ def scores_between(
     judge = Judge(score)
     nets, shares = list(nets), [float(share) for share in shares]
     shapes = [{name: weight.shape for name, weight in net.weights.items()} for net in nets]
-    if len(nets) < 2 or any(shape != shapes[0] for shape in shapes):
+    if len(nets) < 2:
         raise InputError("scores_between(nets)", "two networks or more with the same weights", len(nets))
+    if any(shape != shapes[0] for shape in shapes):
+        raise InputError("scores_between(nets)", "networks with the same weights", "weights of other names or shapes")
+    few = inputs[:4]
+    if not all(near(nets[0].with_weights(net.weights, net.buffers)(few), net(few)) for net in nets[1:]):
+        raise InputError(
+            "scores_between(nets)", "networks of one architecture", "ones that compute other things with their weights"
+        )
     chains = [Chain.of(net) if net.inputs is not None else "no example inputs" for net in nets]
     fit = [chain for chain in chains if isinstance(chain, Chain)]
     plain = len(fit) == len(nets) and all(_interpolates(chain, net) for chain, net in zip(fit, nets, strict=True))
@@ -73,7 +81,7 @@ def _interpolates(chain: Chain, net: Network) -> bool:
     """Whether the chain's weights are the network's own, each used once."""
     names = [name for stage in chain.stages for name in (stage.name, stage.bias) if name is not None]
     kept = len(names) == len(set(names)) == len(net.weights) and not net.buffers
-    return kept and not any(stage.folded for stage in chain.stages)
+    return kept and not chain.elsewhere and not any(stage.folded for stage in chain.stages)
 
 
 def _by_chain(chains: Sequence[Chain], shares: Sequence[float], x: Tensor, t: Tensor, judge: Judge) -> Tensor:

@@ -182,6 +182,11 @@ class Job:
         """All lesions of a key, made when they are looked at."""
         return _OfKey(self, key, net)
 
+    def various(self, key: str, net: Network) -> Sequence[Lesion]:
+        """Of the lesions of a key that reach the same values, at least one."""
+        every = self.of_key(key, net)
+        return [every[0]] if key in self.weights and len(every) else every
+
     @cached_property
     def _nested(self) -> tuple[Lesion, ...]:
         assert self.nested is not None

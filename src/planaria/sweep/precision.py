@@ -34,10 +34,10 @@ from planaria.measure.statistics import Estimate, student_quantile
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
 from planaria.sweep.gemm import fast_products
+from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import IN_CHAIN, Plan
-from planaria.sweep.replay import Selection
 from planaria.sweep.tally import Judge, Tally
-from planaria.sweep.work import Job, What, Work
+from planaria.sweep.work import Work
 
 FIRST, GROWTH = 250, 1.5
 """Inputs at the first look, and how many times as many at each further one."""
@@ -226,7 +226,7 @@ def precise(
 
     Example:
         >>> from planaria.measure.datasets import task
-        >>> from planaria.sweep.work import EachUnit
+        >>> from planaria.sweep.lesions import EachUnit
         >>> from torch import nn
         >>> digits = task("digits")
         >>> net = Network.of(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), digits.test.inputs)
@@ -245,18 +245,21 @@ def precise(
     net = net.with_inputs(task.train.inputs.to(net.device))
     job = Job.of(what, net)
     order = torch.randperm(len(data), generator=stream(seed, "precision"))
+    upto, *later = looks(len(data))
+    rows = order[:upto].to(data.inputs.device)
+    sample = data.inputs[rows].to(net.device), data.targets[rows].to(net.device)
     with nullcontext() if bitwise else fast_products(net.device) as route:
-        work = Work.of(net, job, Judge(task.scorer if score is None else score), bitwise=bitwise)
+        judge, known = Judge(task.scorer if score is None else score), (sample[0], net(sample[0]))
+        work = Work.of(net, job, judge, bitwise=bitwise, known=known)
         if route is not None:
             work = replace(work, plan=replace(work.plan, route=route.name))
-        upto, *later = looks(len(data))
-        rows = order[:upto].to(data.inputs.device)
         states = _begun(work, job.shapes, data, rows)
-        sample = data.inputs[rows].to(net.device), data.targets[rows].to(net.device)
-        checked = audit(work, *sample, {key: state.tally for key, state in states.items()}, audited, seed)
-        if checked.replaced:
-            work = work.safely(checked.replaced)
-            states |= _begun(work, checked.replaced, data, rows)
+        checked = _audited(work, sample, states, audited, seed)
+        wrong = checked.replaced
+        while wrong:  # done again by a safer way, and again by brute force if that is wrong too
+            work = work.safely(wrong)
+            states |= (again := _begun(work, wrong, data, rows))
+            wrong = _audited(work.only(wrong), sample, again, audited, seed).replaced
         for after in [*later, 0]:
             for state in states.values():
                 state.look(upto, len(data), precision)
@@ -337,16 +340,16 @@ def _begun(work: Work, keys: Iterable[str], data: Data, rows: Tensor) -> dict[st
     return states
 
 
+def _audited(work: Work, sample: tuple[Tensor, Tensor], states: Mapping[str, _State], count: int, seed: int) -> Audit:
+    """What brute force says after the first look."""
+    tallies = {key: state.tally for key, state in states.items()}
+    return audit(work, *sample, tallies, count, seed, whole=True)
+
+
 def _active(work: Work, left: Mapping[str, Tensor]) -> Work:
     """The work on the lesions that are left."""
-    part = work.only(left)
-    job = part.job
-    units = {
-        key: Selection(key, tuple(one.units[place] for place in left[key].tolist())) for key, one in job.units.items()
-    }
-    lesions = tuple(job.lesions[place] for place in left["lesions"].tolist()) if "lesions" in left else ()
-    shapes = {key: (len(left[key]),) if key in units or key == "lesions" else job.shapes[key] for key in left}
-    return replace(part, job=replace(job, shapes=shapes, units=units, lesions=lesions))
+    one_by_one = {*work.job.units, "lesions"} & left.keys()
+    return work.only(left).some({key: left[key].tolist() for key in one_by_one})
 
 
 def _tallied(work: Work, data: Data, rows: Tensor) -> dict[str, Tally]:

@@ -20,6 +20,9 @@ from planaria.sweep.record import MORE, Op, Rows, examples_of, other_than, recor
 
 Edit = Callable[[Tensor], Tensor]
 
+NEAR = 1e-4
+"""Share of the largest output by which rounding may move outputs."""
+
 OUTWEIGHS = 64.0
 """A unit with so many times the contribution of all others together cannot be subtracted: no digits would be left."""
 
@@ -313,6 +316,11 @@ class Program:
         ]
         return numbers.detach(), pairs
 
+    def products(self, layer: str) -> frozenset[int]:
+        """What the products make that read a layer of `reads`."""
+        made = (self.ops[read.op].writes[0] for read in self.reads[layer])
+        return frozenset(out for out in made if out is not None)
+
     def without(self, layer: str, base: Mapping[int, Tensor], unit: int) -> dict[int, Tensor]:
         """Products that read a unit, less its contribution: what is to be exchanged to silence it.
 
@@ -432,6 +440,23 @@ class Program:
 def _closing(gate: Gate, units: Sequence[int], before: Edit | None) -> Edit:
     """Edit that silences units, after another edit of the same value."""
     return lambda value: gate.silenced(value if before is None else before(value), units)
+
+
+def near(found: Tensor, truth: Tensor) -> bool:
+    """Whether outputs are the same up to rounding: where they are finite, within 1e-4 of the largest (coarse: 16 ulp).
+
+    Args:
+        found: Any shape.
+        truth: Outputs to compare with.
+    """
+    if found.shape != truth.shape or found.dtype != truth.dtype:
+        return False
+    finite = truth.isfinite()
+    if not torch.equal(found.isfinite(), finite):
+        return False
+    spacing = torch.finfo(truth.dtype).eps if truth.is_floating_point() else 0.0
+    found, truth = found[finite].double(), truth[finite].double()
+    return not len(truth) or bool((found - truth).abs().amax() <= max(NEAR, 16 * spacing) * truth.abs().amax())
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.network import Network
 from planaria.measure.task import FORWARD_BATCH
+from planaria.sweep.lesions import Lesion, Selection
 from planaria.sweep.program import Program
 from planaria.sweep.tally import Judge, Tally
 
@@ -46,14 +46,6 @@ def chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor,
     return zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Some units of one layer: layer, and their numbers (ascending)."""
-
-    layer: str
-    units: tuple[int, ...]
-
-
 def replayed_units(
     program: Program,
     chosen: Sequence[Selection],
@@ -83,7 +75,7 @@ def replayed_units(
         keep |= {gate.at for gate in program.gates[one.layer]}
         keep |= program.needs(program.first([one.layer]))
         if edit_next:
-            outs = _outs(program, one.layer)
+            outs = program.products(one.layer)
             keep |= {read.at for read in program.reads[one.layer]} | outs | program.needs(outs)
     for x, t in chunks(inputs, targets, chunk_size(program, inputs.device)):
         base = program.run(x, keep=keep)
@@ -92,11 +84,6 @@ def replayed_units(
             outputs = _silencing(program, one, base, edit_next=edit_next)
             _note(tallies[one.layer], _active(program, one, base), outputs, intact, t, judge)
     return tallies
-
-
-def _outs(program: Program, layer: str) -> set[int]:
-    outs = (program.ops[read.op].writes[0] for read in program.reads[layer])
-    return {out for out in outs if out is not None}
 
 
 def _silencing(
@@ -136,52 +123,26 @@ def _note(
         at += len(made)
 
 
-@dataclass(frozen=True, eq=False)
-class Lesion:
-    """What is wrong with one version of a network: units that are silent, or weights that are others.
-
-    Attributes:
-        units: Layer -> numbers of silenced units.
-        weights: Name -> damaged weight; weights left out are intact.
-    """
-
-    units: Mapping[str, tuple[int, ...]]
-    weights: Mapping[str, Tensor]
-
-    @staticmethod
-    def of(lesion: Network | Unit | Iterable[Unit], net: Network) -> Lesion:
-        """From a unit, units, or a damaged version of the network (what it shares with the intact one is found)."""
-        if isinstance(lesion, Network):
-            changed = {
-                name: weight
-                for name, weight in lesion.weights.items()
-                if weight is not net.weights[name] and not torch.equal(weight, net.weights[name])
-            }
-            return Lesion({}, changed)
-        units: dict[str, list[int]] = {}
-        for unit in [lesion] if isinstance(lesion, Unit) else lesion:
-            units.setdefault(unit.layer, []).append(unit.index)
-        return Lesion({layer: tuple(sorted(set(numbers))) for layer, numbers in units.items()}, {})
-
-    def replayable(self, program: Program) -> bool:
-        """Whether a program can be resumed with it."""
-        return all(layer in program.gates for layer in self.units)
-
-
 def replayed_lesions(
-    program: Program, lesions: Sequence[Lesion], inputs: Tensor, targets: Tensor, judge: Judge
+    program: Program,
+    lesions: Sequence[Lesion],
+    various: Iterable[Lesion],
+    inputs: Tensor,
+    targets: Tensor,
+    judge: Judge,
 ) -> Tally:
     """Tally of lesions, one after another, by running again what each reaches.
 
     Args:
         program: Of the intact network.
         lesions: Replayable ones.
+        various: Some of them that together reach everything that any reaches.
         inputs: [examples, ...].
         targets: [examples, ...].
         judge: How outputs are scored.
     """
     tally = Tally.zeros((len(lesions),), judge.classes)
-    keep = base_of(program, lesions)
+    keep = base_of(program, various)
     for x, t in chunks(inputs, targets, chunk_size(program, inputs.device)):
         base = program.run(x, keep=keep)
         intact = judge.values(base[program.output], t)
@@ -195,14 +156,17 @@ def _damaging(program: Program, lesions: Sequence[Lesion], base: Mapping[int, Te
     return lambda place: resumed(program, base, lesions[place])
 
 
-def base_of(program: Program, lesions: Sequence[Lesion]) -> set[int]:
+def base_of(program: Program, lesions: Iterable[Lesion]) -> set[int]:
     """Values that must be kept of an intact pass, so that it can be resumed with any of these lesions."""
     keep: set[int] = set()
-    for place in range(len(lesions)):
-        lesion = lesions[place]
-        first = program.first(lesion.units) if lesion.units else frozenset(_weights(program, lesion))
+    for first in {reached(program, lesion) for lesion in lesions}:
         keep |= program.needs(first) | (first - program.held.keys())
     return keep
+
+
+def reached(program: Program, lesion: Lesion) -> frozenset[int]:
+    """Values that a lesion changes at first."""
+    return program.first(lesion.units) if lesion.units else frozenset(_weights(program, lesion))
 
 
 def _weights(program: Program, lesion: Lesion) -> dict[int, Tensor]:
@@ -220,16 +184,11 @@ def resumed(program: Program, base: Mapping[int, Tensor], lesion: Lesion) -> Ten
 def edited(net: Network, lesion: Lesion) -> Network:
     """The damaged network as a value of its own: brute force, for networks that cannot be replayed, and for audits.
 
-    Nothing is pinned, and of what belongs to a unit only as much is zeroed as silences it.
+    Of silenced units every entry is zero, so that even one that would overflow is silent; nothing is pinned.
     """
     net = net.with_weights(lesion.weights) if lesion.weights else net
     units = [Unit(layer, number) for layer, numbers in lesion.units.items() for number in numbers]
-    if not units:
-        return net
-    anatomy = Anatomy.of(net)
-    slices = anatomy.entries(units)
-    outwards = all(group.exact_by != "incoming" for group in anatomy.groups if group.layer in lesion.units)
-    entries = slices.outgoing if outwards else slices.all
+    entries = Anatomy.of(net).entries(units).all if units else {}
     return net.with_weights(
         {name: net.weights[name].masked_fill(hit.to(net.device), 0) for name, hit in entries.items()}
     )

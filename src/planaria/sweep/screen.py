@@ -25,12 +25,12 @@ from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Task
 from planaria.sweep.gates import Gate
 from planaria.sweep.gemm import fast_products
+from planaria.sweep.lesions import EachUnit
 from planaria.sweep.precision import Intervals
 from planaria.sweep.program import Edit, Program
 from planaria.sweep.replay import chunk_size, chunks
 from planaria.sweep.strata import Design, Screened
 from planaria.sweep.tally import Judge
-from planaria.sweep.work import EachUnit
 
 MEMORY = 1 << 28
 """Bytes of activations that a block may hold."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -33,7 +35,7 @@ class Part:
         examples: Inputs.
         intact: Sum of the intact scores.
         classes: Examples of each class, or None.
-        seconds: CPU seconds.
+        seconds: CPU seconds, of whichever process.
     """
 
     tallies: dict[str, Tally]
@@ -61,7 +63,7 @@ def worked(work: Work, blocks: Blocks, workers: int, progress: Callable[[int], N
 
     Args:
         work: What to do on each block.
-        blocks: Makes an iterator of (inputs, targets), the same each time.
+        blocks: Makes an iterator of (inputs, targets), the same each time; every process reads all of it.
         workers: Processes, each with one thread. Only the CPU is shared; elsewhere one process does all.
         progress: Told the number of examples done so far.
 
@@ -78,11 +80,13 @@ def worked(work: Work, blocks: Blocks, workers: int, progress: Callable[[int], N
         if progress is not None:
             progress(done)
 
+    total = None
     if workers > 1 and work.net.device.type == "cpu" and "fork" in multiprocessing.get_all_start_methods():
-        _share(work, blocks, workers, finish)
-    for number, (inputs, targets) in enumerate(blocks()):
-        if number not in numbered:  # what no worker has done, because there are none, or because one died
-            finish(number, _block(work, inputs, targets))
+        total = _share(work, blocks, workers, finish)
+    if len(numbered) != total:  # there are no workers, or one died
+        for number, (inputs, targets) in enumerate(blocks()):
+            if number not in numbered:
+                finish(number, _block(work, inputs, targets))
     whole = numbered[0]
     for number in range(1, len(numbered)):
         whole = whole + numbered[number]
@@ -118,19 +122,24 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _share(work: Work, blocks: Blocks, workers: int, finish: Callable[[int, Part], None]) -> None:
-    """Let forked processes do every workers-th block each; what they do not deliver stays undone."""
+def _share(work: Work, blocks: Blocks, workers: int, finish: Callable[[int, Part], None]) -> int | None:
+    """Let forked processes do every workers-th block each; what they do not deliver stays undone.
+
+    Returns:
+        Number of blocks, if a worker has read to the end.
+    """
     context: Any = multiprocessing.get_context("fork")
     pipes: dict[Connection, Any] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads; the children start none
-        for worker in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(theirs, work, blocks, worker, workers), daemon=True)
-            process.start()
-            theirs.close()
-            pipes[ours] = process
+    total: int | None = None
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads; the children start none
+            for worker in range(workers):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_serve, args=(theirs, work, blocks, worker, workers), daemon=True)
+                process.start()
+                theirs.close()
+                pipes[ours] = process
         while pipes:
             for pipe in wait(list(pipes)):
                 assert isinstance(pipe, Connection)
@@ -141,20 +150,33 @@ def _share(work: Work, blocks: Blocks, workers: int, finish: Callable[[int, Part
                     continue
                 if isinstance(message, Exception):
                     raise message
-                finish(*message)
+                if isinstance(message, int):
+                    total = message
+                else:
+                    finish(*message)
     finally:
         for process in pipes.values():
             process.terminate()
+        for process in pipes.values():
             process.join()
+    return total
 
 
 def _serve(pipe: Connection, work: Work, blocks: Blocks, worker: int, workers: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the caller's, who ends its workers
     torch.set_num_threads(1)  # a forked process must not start threads of its own
+    number = 0
     try:
-        for number, (inputs, targets) in enumerate(blocks()):
+        for inputs, targets in blocks():
             if number % workers == worker:
                 pipe.send_bytes(pickle.dumps((number, _block(work, inputs, targets))))
+            number += 1
+        pipe.send_bytes(pickle.dumps(number))
     except Exception as error:
-        pipe.send_bytes(pickle.dumps(error))
+        # One that cannot be told is met again by the caller, who does what is left undone.
+        with suppress(Exception):
+            told = pickle.dumps(error)
+            pickle.loads(told)
+            pipe.send_bytes(told)
     finally:
         pipe.close()

@@ -1,26 +1,25 @@
-"""Work: what a sweep has to do, and how it does it on one block of inputs."""
+"""Work: how a sweep does its lesions on one block of inputs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.task import FORWARD_BATCH
 from planaria.sweep.certify import Certifier
 from planaria.sweep.chain import Chain
-from planaria.sweep.curve import curvable, curves
+from planaria.sweep.curve import curves
 from planaria.sweep.delta import delta_units
-from planaria.sweep.edges import Becomes, Flipped, mappable, weight_map
+from planaria.sweep.edges import weight_map
 from planaria.sweep.fuse import fuse
+from planaria.sweep.gemm import DEFAULT
+from planaria.sweep.lesions import Job
 from planaria.sweep.plan import (
     BRUTE,
     CERTIFY,
@@ -28,17 +27,15 @@ from planaria.sweep.plan import (
     EDGES,
     EDIT_NEXT,
     IN_CHAIN,
-    JUDGING,
     NESTED,
     REPLAY,
     Plan,
-    Way,
-    way_of_units,
+    unreplayable,
+    ways_of,
 )
-from planaria.sweep.program import Program
+from planaria.sweep.program import Program, near
+from planaria.sweep.record import examples_of, other_than
 from planaria.sweep.replay import (
-    Lesion,
-    Selection,
     base_of,
     chunk_size,
     chunks,
@@ -50,182 +47,7 @@ from planaria.sweep.replay import (
 )
 from planaria.sweep.tally import Judge, Tally
 
-Lesions = Iterable[Network | Unit | Iterable[Unit]]
-
-
-@dataclass(frozen=True)
-class EachUnit:
-    """Every unit of some layers, silenced one at a time.
-
-    Args:
-        kinds: Kinds of unit; by default all but branches.
-        layers: Layer names; by default all.
-    """
-
-    kinds: tuple[str, ...] | None = None
-    layers: tuple[str, ...] | None = None
-
-
-DELETED = Becomes(0.0)
-
-
-@dataclass(frozen=True)
-class EachWeight:
-    """Every single weight of some layers, changed one at a time.
-
-    Args:
-        new: What a weight becomes: `Becomes(0.0)` deletes it, `Becomes(v)` is stuck, `Flipped(bit)` a bit flip.
-        layers: Names of layers or weights; by default every weight that is multiplied with an input.
-    """
-
-    new: Becomes | Flipped = DELETED
-    layers: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Nested:
-    """Units silenced in given orders, and the score wanted after some numbers of them.
-
-    Args:
-        orders: Each a sequence of units, none twice.
-        counts: Ascending numbers of silenced units.
-
-    Raises:
-        InputError: No orders, a unit twice, or counts that do not ascend or go beyond an order.
-    """
-
-    orders: tuple[tuple[Unit, ...], ...]
-    counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.orders or not self.counts:
-            raise InputError("Nested", "at least one order and one count", "none")
-        for order in self.orders:
-            if len(set(order)) < len(order):
-                raise InputError("Nested.orders", "every unit once in an order", "one twice")
-        shortest = min(len(order) for order in self.orders)
-        if list(self.counts) != sorted(set(self.counts)) or self.counts[0] < 0 or self.counts[-1] > shortest:
-            raise InputError("Nested.counts", f"ascending numbers from 0 to {shortest}", self.counts)
-
-
-What = EachUnit | EachWeight | Nested | Lesions
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Lesions by key and place.
-
-    Attributes:
-        shapes: Key -> shape of its array of lesions.
-        units: Key -> units, where a key is a layer whose units are silenced one at a time.
-        weights: Key -> new values, where a key is a weight whose entries change one at a time.
-        nested: Orders and counts, for the key "orders".
-        lesions: For the key "lesions".
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    units: Mapping[str, Selection] = field(default_factory=dict)
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
-    new: Becomes | Flipped | None = None
-    nested: Nested | None = None
-    lesions: tuple[Lesion, ...] = ()
-
-    @staticmethod
-    def of(what: What, net: Network) -> Job:
-        """Lesions that are asked for, checked against the network.
-
-        Raises:
-            AnatomyError: An unknown layer, kind or unit.
-            InputError: No lesions, a layer without weights, a network of another shape.
-        """
-        if isinstance(what, EachUnit):
-            groups = Anatomy.of(net).select(what.kinds, what.layers)
-            units = {group.layer: Selection(group.layer, tuple(range(group.count))) for group in groups}
-            return Job({layer: (len(one.units),) for layer, one in units.items()}, units=units)
-        if isinstance(what, EachWeight):
-            names = _weights(what.layers, net)
-            new = {name: what.new.of(net.weights[name]) for name in names}
-            return Job({name: tuple(net.weights[name].shape) for name in names}, weights=new, new=what.new)
-        if isinstance(what, Nested):
-            Anatomy.of(net).entries({unit for order in what.orders for unit in order})  # raises on unknown ones
-            return Job({"orders": (len(what.orders), len(what.counts))}, nested=what)
-        lesions = tuple(_lesion(lesion, net, place) for place, lesion in enumerate(what))
-        if not lesions:
-            raise InputError("ablate(what)", "at least one lesion", "none")
-        return Job({"lesions": (len(lesions),)}, lesions=lesions)
-
-    def lesion(self, key: str, place: int, net: Network) -> Lesion:
-        """One lesion, by its place in the flattened array of its key."""
-        if key in self.units:
-            return Lesion({key: (self.units[key].units[place],)}, {})
-        if key in self.weights:
-            hurt = net.weights[key].clone()
-            hurt.view(-1)[place] = self.weights[key].reshape(-1)[place]
-            return Lesion({}, {key: hurt})
-        if self.nested is not None:
-            order, count = divmod(place, len(self.nested.counts))
-            return Lesion.of(self.nested.orders[order][: self.nested.counts[count]], net)
-        return self.lesions[place]
-
-    def only(self, keys: Iterable[str]) -> Job:
-        """The lesions of some keys."""
-        keys = set(keys)
-        return replace(
-            self,
-            shapes={key: shape for key, shape in self.shapes.items() if key in keys},
-            units={key: units for key, units in self.units.items() if key in keys},
-            weights={key: new for key, new in self.weights.items() if key in keys},
-        )
-
-    @property
-    def count(self) -> int:
-        """Number of lesions."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-
-def _weights(layers: tuple[str, ...] | None, net: Network) -> list[str]:
-    known = list(Anatomy.of(net).matrices)
-    if layers is None:
-        if not known:
-            raise InputError("EachWeight", "a network with weights that inputs are multiplied with", "none")
-        return known
-    found: list[str] = []
-    for layer in layers:
-        names = [name for name in net.weights if name == layer or name.rpartition(".")[0] == layer]
-        if not names:
-            raise InputError("EachWeight.layers", f"names among {', '.join(net.weights)}", repr(layer))
-        matrices = [name for name in names if name in known]
-        found += names if layer in names else matrices or names
-    return list(dict.fromkeys(found))
-
-
-def _lesion(lesion: Network | Unit | Iterable[Unit], net: Network, place: int) -> Lesion:
-    if isinstance(lesion, Network):
-        if lesion.weights.keys() != net.weights.keys():
-            raise InputError(f"ablate(lesion {place})", "a damaged version of the network", "another network")
-        if any(not torch.equal(tensor, net.buffers[name]) for name, tensor in lesion.buffers.items()):
-            raise InputError(
-                f"ablate(lesion {place})", "the intact network's buffers", "others", "Damage weights, not statistics."
-            )
-        return Lesion.of(lesion, net)
-    made = Lesion.of(lesion, net)
-    Anatomy.of(net).entries(Unit(layer, unit) for layer, units in made.units.items() for unit in units)
-    return made
-
-
-@dataclass(frozen=True, eq=False)
-class _OfKey(Sequence[Lesion]):
-    """The lesions of one key of a job, made when they are looked at."""
-
-    job: Job
-    key: str
-    net: Network
-
-    def __len__(self) -> int:
-        return math.prod(self.job.shapes[self.key])
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.job.lesion(self.key, place, self.net)
+REPLAYED = frozenset([REPLAY, EDIT_NEXT])
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +72,9 @@ class Work:
     _certifiers: dict[tuple[str, ...], Certifier] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(net: Network, job: Job, judge: Judge, *, bitwise: bool = False) -> Work:
+    def of(
+        net: Network, job: Job, judge: Judge, *, bitwise: bool = False, known: tuple[Tensor, Tensor] | None = None
+    ) -> Work:
         """Work with the cheapest way for each key.
 
         Args:
@@ -258,27 +82,51 @@ class Work:
             job: Its lesions.
             judge: How outputs are scored.
             bitwise: Whether only bit-identical ways may be taken.
+            known: Inputs and the network's outputs for them, which what is planned must give too.
 
         Raises:
             InputError: A network that answers the same inputs differently each time.
         """
         program, chain = _recorded(net)
-        ways = []
-        for key, shape in job.shapes.items():
-            if key in job.units:
-                ways.append(way_of_units(job.units[key], net, program, chain, judge, bitwise))
+        alike = "bit-identical ways only" if bitwise else ""
+        if isinstance(program, Program) and program.coarse:
+            alike = alike or "its numbers are so coarse that only the same operations give the same predictions"
+        while True:
+            ways = ways_of(job, net, program, chain, judge, alike)
+            size = FORWARD_BATCH if isinstance(program, str) else chunk_size(program, net.device)
+            work = Work(net, job, program, chain, judge, Plan(ways, DEFAULT, size))
+            if not alike and isinstance(program, Program) and work.takes(REPLAYED):
+                work = replace(work, program=_fused(net, program))
+            wrong = "" if known is None else work._wrong(*known)
+            if wrong == "chain":
+                chain = "on other inputs its outputs are not those of the chain of its products"
+            elif wrong and not alike:
+                alike = "joined operations give other outputs"
+            elif wrong:
+                program = "on other inputs its outputs are not those of its recorded pass"
             else:
-                ways.append(_way(job, key, math.prod(shape), net, program, chain, judge, bitwise))
-        if isinstance(program, Program) and not bitwise:
-            program = fuse(program)
-        size = FORWARD_BATCH if isinstance(program, str) else chunk_size(program, net.device)
-        return Work(net, job, program, chain, judge, Plan(tuple(ways), "torch default", size))
+                return work
+
+    def takes(self, ways: Iterable[str]) -> bool:
+        """Whether any key goes one of these ways."""
+        ways = set(ways)
+        return any(way.way in ways for way in self.plan.ways)
+
+    def _wrong(self, inputs: Tensor, outputs: Tensor) -> str:
+        """Which of what is used, "chain" or "program", gives other outputs than these; "" if neither."""
+        chain, program, size = self.chain, self.program, self.plan.chunk
+        if self.takes(IN_CHAIN) and isinstance(chain, Chain) and not _gives(chain, inputs, outputs, size):
+            return "chain"
+        if self.takes(REPLAYED) and isinstance(program, Program):
+            at = program.output
+            return "" if _gives(lambda x: program.run(x)[at], inputs, outputs, size) else "program"
+        return ""
 
     @property
     def bytes(self) -> int:
         """Bytes of activations per example that a block holds at once."""
-        chained = any(way.way in IN_CHAIN for way in self.plan.ways)
-        return sum(self.program.bytes.values()) if chained and isinstance(self.program, Program) else 0
+        held = self.takes(IN_CHAIN) and isinstance(self.program, Program)
+        return sum(self.program.bytes.values()) if held and isinstance(self.program, Program) else 0
 
     def only(self, keys: Iterable[str]) -> Work:
         """The same work on some keys."""
@@ -286,15 +134,24 @@ class Work:
         ways = tuple(way for way in self.plan.ways if way.key in keys)
         return replace(self, job=self.job.only(keys), plan=replace(self.plan, ways=ways))
 
+    def some(self, places: Mapping[str, Sequence[int]]) -> Work:
+        """The same work on only some of the lesions of some keys, see `Job.some`."""
+        return replace(self, job=self.job.some(places))
+
     def safely(self, keys: Iterable[str]) -> Work:
-        """The same work with some keys done by bit-identical replay, or by brute force what was replayed."""
-        keys, ways = set(keys), []
+        """The same work with some keys replayed by the network's own operations or, if they were, by brute force."""
+        keys, ways, single = set(keys), [], self.program
+        if isinstance(single, Program) and single.fused:
+            single = _recorded(self.net)[0]
         for way in self.plan.ways:
             if way.key in keys:
-                simple = BRUTE if way.way == REPLAY or isinstance(self.program, str) else REPLAY
-                way = replace(way, way=simple, because=f"{way.way} disagreed with brute force")
+                tried = way.way == REPLAY and single is self.program
+                can = isinstance(single, Program) and not unreplayable(self.job, way.key, self.net, single)
+                way = replace(
+                    way, way=REPLAY if can and not tried else BRUTE, because=f"{way.way} disagreed with brute force"
+                )
             ways.append(way)
-        return replace(self, plan=replace(self.plan, ways=tuple(ways)))
+        return replace(self, program=single, plan=replace(self.plan, ways=tuple(ways)))
 
     def tally(self, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tally], Tensor]:
         """Changes by every lesion of the job on a block, and the intact scores [examples].
@@ -303,82 +160,112 @@ class Work:
             inputs: [examples, ...].
             targets: [examples, ...].
         """
+        by_way: dict[str, list[str]] = {}
+        for way in self.plan.ways:
+            by_way.setdefault(way.way, []).append(way.key)
+        if by_way.keys() == {CERTIFY}:
+            return self._certifier(by_way[CERTIFY])(inputs, targets, self.judge)
+        intact = torch.cat([self.judge.values(self.net(x), t) for x, t in chunks(inputs, targets, FORWARD_BATCH)])
         found: dict[str, Tally] = {}
-        intact: Tensor | None = None
-        by_way = {way: [one.key for one in self.plan.ways if one.way == way] for way in _ways(self.plan)}
-        if CERTIFY in by_way:
-            keys = tuple(by_way.pop(CERTIFY))
-            certifier = self._certifiers.get(keys)
-            if certifier is None:
-                assert isinstance(self.chain, Chain)
-                certifier = self._certifiers[keys] = Certifier.of(self.chain, keys)
-            tallies, intact = certifier(inputs, targets, self.judge)
-            found |= tallies
-        if intact is None:
-            parts = chunks(inputs, targets, FORWARD_BATCH)
-            intact = torch.cat([self.judge.values(self.net(x), t) for x, t in parts])
-        for way, keys_of_way in by_way.items():
-            found |= self._by(way, keys_of_way, inputs, targets, intact)
+        for one, keys in by_way.items():
+            found |= self._by(one, keys, inputs, targets, intact)
         return {key: found[key] for key in self.job.shapes}, intact
+
+    def _certifier(self, keys: Iterable[str]) -> Certifier:
+        """Certificates of some layers, made once."""
+        assert isinstance(self.chain, Chain)
+        layers = tuple(keys)
+        if layers not in self._certifiers:
+            self._certifiers[layers] = Certifier.of(self.chain, layers)
+        return self._certifiers[layers]
 
     def _by(self, way: str, keys: list[str], inputs: Tensor, targets: Tensor, intact: Tensor) -> dict[str, Tally]:
         """Tallies of some keys, all by one way."""
         job, judge = self.job, self.judge
         if way in IN_CHAIN:
             assert isinstance(self.chain, Chain)
+            if way == CERTIFY:
+                return self._certifier(keys)(inputs, targets, judge)[0]
             if way == DELTA:
                 return delta_units(self.chain, keys, inputs, targets, judge)
             if way == EDGES:
                 assert job.new is not None
                 return weight_map(self.chain, keys, job.new, inputs, targets, judge)
-            assert job.nested is not None
+            assert way == NESTED and job.nested is not None
             return {keys[0]: curves(self.chain, job.nested.orders, job.nested.counts, inputs, targets, judge)}
-        if way in {REPLAY, EDIT_NEXT}:
+        found: dict[str, Tally] = {}
+        if way in REPLAYED:
             assert isinstance(self.program, Program)
             units = [job.units[key] for key in keys if key in job.units]
-            edit_next = way == EDIT_NEXT
-            found = replayed_units(self.program, units, inputs, targets, judge, edit_next=edit_next) if units else {}
+            if units:
+                edit_next = way == EDIT_NEXT
+                found = replayed_units(self.program, units, inputs, targets, judge, edit_next=edit_next)
             for key in keys:
                 if key not in job.units:
-                    tally = replayed_lesions(self.program, _OfKey(job, key, self.net), inputs, targets, judge)
-                    found[key] = tally.shaped(job.shapes[key])
-            return found
-        return {
-            key: edited_lesions(self.net, _OfKey(job, key, self.net), inputs, targets, judge, intact).shaped(
-                job.shapes[key]
-            )
-            for key in keys
-        }
+                    lesions, various = job.of_key(key, self.net), job.various(key, self.net)
+                    found[key] = replayed_lesions(self.program, lesions, various, inputs, targets, judge)
+        else:
+            for key in keys:
+                found[key] = edited_lesions(self.net, job.of_key(key, self.net), inputs, targets, judge, intact)
+        return {key: tally.shaped(job.shapes[key]) for key, tally in found.items()}
 
-    def outputs(self, inputs: Tensor) -> Iterator[tuple[str, int, Tensor]]:
-        """Outputs under every lesion, as (key, place, [examples, ...]), run again or by brute force."""
-        for way in self.plan.ways:
-            lesions = _OfKey(self.job, way.key, self.net)
-            if isinstance(self.program, str) or way.way == BRUTE:
+    def outputs(self, inputs: Tensor) -> tuple[Tensor, Iterator[tuple[str, int, Tensor]]]:
+        """Outputs without a lesion, and with every one as (key, place, [examples, ...]), replayed or by brute force."""
+        program, base = self.program, {}
+        replayed = [way.key for way in self.plan.ways if way.way == REPLAY]
+        if isinstance(program, Program) and replayed:
+            keep = {at for key in replayed for at in base_of(program, self.job.various(key, self.net))}
+            base = program.run(inputs, keep=keep)
+
+        def damaged() -> Iterator[tuple[str, int, Tensor]]:
+            for way in self.plan.ways:
+                lesions = self.job.of_key(way.key, self.net)
                 for place in range(len(lesions)):
-                    yield way.key, place, edited(self.net, lesions[place])(inputs)
-                continue
-            base = self.program.run(inputs, keep=base_of(self.program, lesions))
-            for place in range(len(lesions)):
-                yield way.key, place, resumed(self.program, base, lesions[place])
+                    if isinstance(program, Program) and way.key in replayed:
+                        yield way.key, place, resumed(program, base, lesions[place])
+                    else:
+                        yield way.key, place, edited(self.net, lesions[place])(inputs)
+
+        return base[program.output] if isinstance(program, Program) and base else self.net(inputs), damaged()
 
 
-def _ways(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(way.way for way in plan.ways))
-
-
-def _alone(net: Network, outputs: Tensor) -> bool:
-    """Whether the first of the example inputs gets the same outputs without the others."""
-    assert net.inputs is not None
+def _gives(function: Callable[[Tensor], Tensor], inputs: Tensor, truth: Tensor, size: int) -> bool:
+    """Whether a function gives these outputs, up to rounding."""
     try:
-        alone = net(net.inputs[:1])
+        with torch.no_grad():
+            found = torch.cat([function(x) for x in inputs.split(size)])
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if "memory" in str(error):
+            raise
+        return False  # a number that was taken for fixed depends on the inputs
+    return near(found, truth)
+
+
+def _alone(net: Network) -> bool:
+    """Whether an example gets the same outputs whatever the others are."""
+    assert net.inputs is not None
+    first = examples_of(net.inputs, 2)
+    try:
+        alone, together = net(first[:1]), net(first)
+        try:
+            other = net(torch.cat([first[:1], other_than(first)[1:]]))
+        except (RuntimeError, IndexError, ValueError):
+            other = together  # inputs that the network does not take
     except (RuntimeError, ValueError):  # batch normalisation without statistics refuses single examples
         return False
-    scale = float(outputs.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(alone, outputs[:1], rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+    return near(together[:1], alone) and near(other[:1], alone)
 
 
 _RECORDED: WeakKeyDictionary[Network, tuple[Program | str, Chain | str]] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[Program, Program] = WeakKeyDictionary()
+
+
+def _fused(net: Network, program: Program) -> Program:
+    """The program with joined operations; kept for as long as the program is."""
+    known = _FUSED.get(program)
+    if known is None:
+        known = _FUSED[program] = fuse(program)
+    return known
 
 
 def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
@@ -386,71 +273,22 @@ def _recorded(net: Network) -> tuple[Program | str, Chain | str]:
     assert net.inputs is not None
     if net in _RECORDED:
         return _RECORDED[net]
-    # Several rows, because chance may do the same to two.
-    rows = net.inputs[torch.arange(32, device=net.inputs.device) % len(net.inputs)]
+    rows = examples_of(net.inputs, 32)  # several, because chance may do the same to two
     one, other = net(rows), net(rows)
     if not isinstance(one, Tensor):
         raise InputError(
             "network", "one tensor of outputs", type(one).__name__, "Wrap it so that it returns only that."
         )
-    if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+    if not near(one, other):
         raise InputError(
             "network",
             "the same outputs for the same inputs",
             "others the second time",
             "Turn off what draws random numbers in eval mode (a functional dropout with training=True, noise).",
         )
-    if not _alone(net, one):
-        reason = "an example's outputs depend on the others of its batch"
-        return reason, reason
-    _RECORDED[net] = Program.of(net), Chain.of(net)
-    return _RECORDED[net]
-
-
-def _way(
-    job: Job,
-    key: str,
-    count: int,
-    net: Network,
-    program: Program | str,
-    chain: Chain | str,
-    judge: Judge,
-    bitwise: bool,
-) -> Way:
-    """The cheapest way for weights, nested orders and given lesions."""
-    if isinstance(program, str):
-        return Way(key, count, BRUTE, float(count), program)
-    lesions = _OfKey(job, key, net)
-    if not all(lesions[place].replayable(program) for place in (range(len(lesions)) if job.new is None else ())):
-        return Way(key, count, BRUTE, float(count), "an activation lies along several axes")
-    reason = "bit-identical ways only"
-    if not bitwise and job.new is not None:
-        reason = "the score depends on more than the prediction"
-        if judge.counts_predictions:
-            reason = chain if isinstance(chain, str) else mappable(chain, key) or _laid_out(chain, key, net)
-        if not reason:
-            return Way(key, count, EDGES, 1.0 + 1e-5 * count)
-    if not bitwise and job.nested is not None:
-        layers = dict.fromkeys(unit.layer for order in job.nested.orders for unit in order)
-        reason = chain if isinstance(chain, str) else curvable(chain, list(layers))
-        if not reason:
-            return Way(key, count, NESTED, 0.05 * count)
-    if job.lesions:
-        reason = ""
-    tried = range(count) if job.new is None else range(min(1, count))
-    work = [program.remaining(_touched(program, lesions[place])) for place in tried]
-    price = count * (sum(work) / max(1, len(work)) + JUDGING) / max(1, program.work)
-    return Way(key, count, REPLAY, price, reason)
-
-
-def _laid_out(chain: Chain, name: str, net: Network) -> str:
-    """Why a chain's weight does not lie as the network's does; "" if it does."""
-    stage = next(stage for stage in chain.stages if name in {stage.name, stage.bias})
-    same = name == stage.bias or stage.weight.data_ptr() == net.weights[name].data_ptr()
-    return "" if same else "the network holds it transposed, or as a part of another weight"
-
-
-def _touched(program: Program, lesion: Lesion) -> frozenset[int]:
-    if lesion.units:
-        return program.first(lesion.units)
-    return frozenset(program.weights[name] for name in lesion.weights if name in program.weights)
+    program, chain = Program.of(net), Chain.of(net)
+    if not _alone(net):
+        chain = "an example's outputs depend on the others of its batch"
+        program = program if isinstance(program, str) else chain
+    _RECORDED[net] = program, chain
+    return program, chain
