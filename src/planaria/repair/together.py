@@ -13,8 +13,8 @@ from planaria.core.network import Network, law
 from planaria.measure.task import Task
 from planaria.repair.retrain import Adam, Optimiser
 from planaria.sweep.chain import Chain
-from planaria.sweep.program import near
 from planaria.sweep.gemm import fast_products
+from planaria.sweep.program import near
 
 
 def train_together(

@@ -326,6 +326,7 @@ def respond(
     """
     if draws < 1:
         raise InputError("respond(draws)", "a number of at least 1", draws)
+    net = net.with_inputs(task.train.inputs)  # once, so that what is known of the network is found again
     plan = plan_inputs(net, damage, task, doses, seed=seed) if planned else None
     points = [
         point

@@ -27,20 +27,25 @@ from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
 from planaria.sweep.gemm import DEFAULT, fast_products
 from planaria.sweep.lesions import Job, What
-from planaria.sweep.plan import Plan
+from planaria.sweep.plan import BRUTE, Plan
 from planaria.sweep.replay import chunks
-from planaria.sweep.shards import SAMPLE, worked
+from planaria.sweep.shards import worked
 from planaria.sweep.tally import Judge, Tally
 from planaria.sweep.work import Work
 
 Stream = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 BLOCK = 2 * FORWARD_BATCH
-"""Most examples that are worked on at a time; what one of several processes does at least."""
+"""Most examples that are worked on at a time."""
+
+SHARE = 1 << 32
+"""Multiply-adds of a block, of which one process does no less: some tenths of a second."""
 
 MEMORY = 1 << 28
 """Bytes of activations that a block may have."""
 
+SAMPLE = 1000
+"""Inputs of the audit."""
 
 PRICED = 250
 """Inputs on which the price of a forward pass is measured, and recorded passes must give the network's outputs."""
@@ -303,12 +308,8 @@ def _batches(data: Stream) -> Iterator[tuple[Tensor, Tensor]]:
 def _blocks(
     data: Data | Stream, work: Work, sample: tuple[Tensor, Tensor]
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """Blocks of inputs that fit in memory, as often as wanted; the same whoever works on them.
-
-    Whole multiples of the batch in which scores are taken elsewhere, so that what is run whole is run alike.
-    """
-    most = max(1, min(BLOCK, MEMORY // max(1, work.bytes)))
-    most = math.ceil(most / FORWARD_BATCH) * FORWARD_BATCH if most > FORWARD_BATCH else most
+    """Blocks of inputs that fit in memory, as often as wanted; the same whoever works on them."""
+    most = _block_size(work)
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(data, Data):
@@ -327,6 +328,18 @@ def _blocks(
             yield from chunks(inputs, targets, most)
 
     return blocks
+
+
+def _block_size(work: Work) -> int:
+    """Examples of a block: so few that several processes can share the work, so many that each has enough to do.
+
+    What is run whole is run in the batches in which scores are taken elsewhere.
+    """
+    most = max(1, min(BLOCK, MEMORY // max(1, work.bytes)))
+    if work.takes([BRUTE]) or isinstance(work.program, str):
+        return math.ceil(most / FORWARD_BATCH) * FORWARD_BATCH
+    price = sum(way.forwards for way in work.plan.ways) * work.program.work
+    return min(most, max(work.plan.chunk, int(SHARE / max(1.0, price))))
 
 
 def _by_outputs(

@@ -208,8 +208,10 @@ def edited_lesions(
         intact: Scores without a lesion, [examples].
     """
     tally = Tally.zeros((len(lesions),), judge.classes)
-    for place in range(len(lesions)):
+
+    def outputs(place: int) -> Tensor:
         hurt = edited(net, lesions[place])
-        parts = [judge.values(hurt(x), t) for x, t in chunks(inputs, targets, FORWARD_BATCH)]
-        tally.note(place, torch.cat(parts), intact, targets)
+        return torch.cat([hurt(x) for x in inputs.split(FORWARD_BATCH)])
+
+    _note(tally, range(len(lesions)), outputs, intact, targets, judge)
     return tally

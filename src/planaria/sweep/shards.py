@@ -22,9 +22,6 @@ from planaria.sweep.work import Work
 
 Blocks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
-SAMPLE = 1000
-"""Examples kept for the audit."""
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
