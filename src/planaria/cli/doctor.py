@@ -27,6 +27,7 @@ _EXTRAS = {
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "datasets"),
     "attacks": ("foolbox",),
+    "parquet": ("pyarrow",),
 }
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _GIB = 2**30

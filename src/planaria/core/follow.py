@@ -97,7 +97,7 @@ def _pooled(call: Call, out: Value, labels: Tensor) -> Iterator[tuple[Value, Ten
             low, high = labels.amin(dims, kept), labels.amax(dims, kept)
             if bool((low == high).all()):
                 yield out, high
-    elif labels.ndim > 2 and labels.shape[:2] == shape[:2]:
+    elif labels.ndim - 2 == call.positions and labels.shape[:2] == shape[:2]:
         flat = labels.flatten(2)
         if bool((flat == flat[..., :1]).all()):
             yield out, flat[..., 0].view(*shape[:2], *[1] * (len(shape) - 2)).expand(shape)

@@ -8,6 +8,7 @@ the control flow, the trace holds for inputs that take the same way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +159,12 @@ class Call:
     def pools(self) -> bool:
         """Whether it reduces or resizes over positions, each channel by itself, zeros to zeros."""
         return self.name in _POOL
+
+    @property
+    def positions(self) -> int | None:
+        """Axes of positions that it works on: 2 for "max_pool2d"; None for operations without a number of them."""
+        number = re.search(r"(\d)d", self.name)
+        return None if number is None else int(number[1])
 
     @property
     def pointwise(self) -> bool:

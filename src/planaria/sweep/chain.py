@@ -7,7 +7,6 @@ chains there are closed forms: the change of one unit is a change of rank one of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -332,9 +331,8 @@ def _step(call: Call, value: Value, out: Value, *, after: bool) -> Step | str:
 
 def _pools(call: Call, axes: int) -> bool:
     """Whether a pooling call on [examples, channels, positions ...] reduces positions only."""
-    places = re.search(r"(\d)d", call.name)
-    if places is not None:
-        return int(places[1]) == axes - 2
+    if call.positions is not None:
+        return call.positions == axes - 2
     dims = (call.args[1] if len(call.args) > 1 else None) or ()
     return bool(dims) and not {0, 1} & {dim % axes for dim in dims}
 

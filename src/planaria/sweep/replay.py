@@ -14,7 +14,7 @@ from planaria.sweep.lesions import Lesion, Selection
 from planaria.sweep.program import Program
 from planaria.sweep.tally import Judge, Tally
 
-CACHE = 4 << 20
+CACHE = 8 << 20
 """Bytes that an operation may read and write at a time on the CPU, so that they stay in its cache."""
 
 DEVICE_CACHE = 1 << 28
