@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import math
 import os
 import signal
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +23,21 @@ from planaria.core.errors import AnatomyError, EnvironmentProblem, InputError
 from planaria.core.network import Network
 from planaria.measure.scores import R2, Score
 from planaria.measure.task import Data, Task
-from planaria.sweep.ablate import OUTPUTS, ablate
+from planaria.sweep import replay as replay_module
+from planaria.sweep import work as work_module
+from planaria.sweep.ablate import ablate
+from planaria.sweep.audit import _ties
 from planaria.sweep.certify import Certifier
 from planaria.sweep.edges import Becomes, Flipped
-from planaria.sweep.lesions import EachUnit, EachWeight, Nested
+from planaria.sweep.fuse import fuse
+from planaria.sweep.lesions import EachUnit, EachWeight, Lesion, Nested
 from planaria.sweep.plan import BRUTE, CERTIFY, EDIT_NEXT, REPLAY
+from planaria.sweep.program import Program
+from planaria.sweep.replay import edited
 from planaria.sweep.tally import Tally
 from planaria.sweep.work import Work
+
+ablate_module = importlib.import_module("planaria.sweep.ablate")  # the package offers the function under that name
 
 
 def _task(shape: tuple[int, ...] = (6,), count: int = 60, classes: int = 3) -> Task:
@@ -255,11 +269,12 @@ def test_a_score_that_is_no_mean_is_taken_from_whole_outputs() -> None:
     assert float(effects.scores["0"][4]) == pytest.approx(task.score(net.with_weights({"2.weight": weight})), abs=1e-6)
 
 
-def test_outputs_that_would_not_fit_are_refused() -> None:
+def test_outputs_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     task = _task(count=4000)
+    monkeypatch.setattr(ablate_module, "OUTPUTS", 1 << 20)
     net = Network.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), task.test.inputs)
     assert ablate(net, [Unit("0", 1)], task, outputs=True).outputs["lesions"].shape == (1, 4000, 3)
-    lesions = [Unit("0", 1)] * (OUTPUTS // (4000 * 3 * 4) + 1)
+    lesions = [Unit("0", 1)] * ((1 << 20) // (4000 * 3 * 4) + 1)
     with pytest.raises(InputError, match="outputs that fit"):
         ablate(net, lesions, task, outputs=True)
 
@@ -356,3 +371,255 @@ def test_a_network_whose_outputs_are_no_numbers_has_no_effects() -> None:
     effects = ablate(broken, EachUnit(), task)
     assert effects.intact == 0.0
     assert not bool(effects.tallies["0"].total.any())
+
+
+# ------------------------------------------------------------------------------------------------------ audits
+
+
+def test_a_replay_that_lies_too_ends_in_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = NETWORKS["residual"]
+    data = Data(case.inputs(40), case.network()(case.inputs(40)).argmax(1))
+    honest = ablate(case.network(), EachUnit(), case.task(), data=data)
+    real = work_module.replayed_units
+
+    def lying(*args: object, **options: object) -> dict[str, Tally]:
+        found = real(*args, **options)
+        for tally in found.values():
+            tally.fell.add_(50)
+        return found
+
+    monkeypatch.setattr(work_module, "replayed_units", lying)
+    effects = ablate(case.network(), EachUnit(), case.task(), data=data)
+    assert effects.audit.mismatches > 0 and effects.audit.replaced == tuple(effects.tallies)
+    assert _ways(effects) == {BRUTE}
+    for layer, tally in honest.tallies.items():
+        assert torch.equal(effects.tallies[layer].fell, tally.fell)
+
+
+def test_outputs_that_lie_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    real = work_module.resumed
+    monkeypatch.setattr(work_module, "resumed", lambda *args: real(*args) + torch.tensor([0.0, 9.0, 0.0]))
+    effects = ablate(net, EachUnit(), task, outputs=True)
+    assert effects.audit.mismatches > 0 and _ways(effects) == {BRUTE}
+    hurt = edited(net, Lesion.of(Unit("2", 1), net))
+    assert torch.allclose(effects.outputs["2"][1], hurt(task.test.inputs), atol=1e-6)
+    assert float(effects.scores["2"][1]) == pytest.approx(task.score(hurt))
+
+
+def test_joined_operations_that_give_other_outputs_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = NETWORKS["residual"]
+    data = Data(case.inputs(40), case.network()(case.inputs(40)).argmax(1))
+    honest = ablate(case.network(), EachUnit(), case.task(), data=data, bitwise=True)
+
+    def wrong(program: Program) -> Program:
+        joined = fuse(program)
+        groups = [replace(g, op=replace(g.op, function=lambda *a, f=g.op.function: f(*a) * 1.01)) for g in joined.fused]
+        return replace(joined, fused=tuple(groups))
+
+    monkeypatch.setattr(work_module, "fuse", wrong)
+    fresh = Network.of(case.build(), data.inputs)
+    effects = ablate(fresh, EachUnit(), case.task(), data=data, audited=0)
+    assert "joined operations give other outputs" in effects.plan.explain()
+    for layer, tally in honest.tallies.items():
+        assert torch.equal(effects.tallies[layer].total, tally.total)
+
+
+def test_a_small_sweep_is_audited_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, calls = _task(), []
+    net = Network.of(_mlp(), task.test.inputs)
+    real = Work.tally
+    monkeypatch.setattr(Work, "tally", lambda self, x, t: calls.append(len(x)) or real(self, x, t))
+    assert ablate(net, EachUnit(), task).audit.lesions > 0
+    assert calls == [60], "nothing was done twice"
+    large = _task(count=1500)
+    del calls[:]
+    ablate(net, EachUnit(), large, bitwise=True)
+    assert calls == [1500, 1000]
+
+
+def test_ties_are_counted_where_numbers_are_finite_and_for_every_position() -> None:
+    inf = float("inf")
+    assert _ties(torch.tensor([[1.0, 1.0], [1.0, 2.0], [inf, 1.0], [float("nan"), 0.0]])) == 1
+    assert _ties(torch.tensor([[inf, inf], [inf, 0.0]])) == 0
+    several = torch.zeros(3, 2, 4)
+    several[:, 0] = 1.0
+    several[1, :, 2] = 0.5
+    assert _ties(several) == 1
+    assert _ties(torch.zeros(5)) == _ties(torch.zeros(5, 1)) == 0
+
+
+def test_scores_without_numbers_agree_with_themselves() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    net = net.with_weights({"4.bias": torch.tensor([float("nan"), 0.0, 0.0])})
+    first = Score("first", lambda y, t: float(y[:, 0].mean()), per_example=lambda y, t: y[:, 0])
+    effects = ablate(net, EachUnit(), task, score=first)
+    assert effects.audit.mismatches == 0
+    assert all(math.isnan(loss) for _, _, loss in effects.top(3)) and len(effects.top(100)) == 13
+    assert math.isnan(effects.estimate("0", 1).best)
+
+
+def test_lesions_of_unknown_cost_come_first() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    effects = ablate(net, EachUnit(layers=("2",)), task)
+    effects.tallies["2"].total[3] = float("nan")
+    (_, place, _), (_, second, lost) = effects.top(2)
+    assert place == 3 and second != 3 and lost == float(effects.lost["2"][[0, 1, 2, 4]].max())
+
+
+def test_a_score_that_is_no_mean_has_no_interval_from_examples() -> None:
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    task = Task.of("line", (x, x[:, :1]), (x, x[:, :1]), loss="mse", score=R2)
+    net = Network.of(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)), x)
+    effects = ablate(net, EachUnit(), task)
+    estimate = effects.estimate("0", 2)
+    assert math.isfinite(estimate.best) and math.isnan(estimate.low) and math.isnan(estimate.high)
+    assert effects.audit.lesions > 0 and effects.audit.mismatches == 0
+
+
+def test_an_empty_lesion_changes_no_outputs_and_no_scores() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    first = Score("first", lambda y, t: float(y[:, 0].mean()), per_example=lambda y, t: y[:, 0])
+    for outputs in (False, True):
+        tally = ablate(net, [[]], task, score=first, outputs=outputs).tallies["lesions"]
+        assert (tally.rose.item(), tally.fell.item(), tally.squares.item()) == (0, 0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- input
+
+
+def test_a_score_must_give_one_number_per_example() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    for per_example in (lambda y, t: y[:, :2], lambda y, t: y[:, :1], lambda y, t: y.mean()):
+        for bitwise in (False, True):
+            odd = Score("odd", lambda y, t: 0.0, per_example=per_example)
+            with pytest.raises(InputError, match=r"per_example of 'odd'.*one number per example"):
+                ablate(net, EachUnit(), task, score=odd, bitwise=bitwise)
+
+
+def test_targets_that_are_no_labels_are_not_counted_by_class() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    score = Score("product", lambda y, t: float((y[:, 0] * t).mean()), per_example=lambda y, t: y[:, 0] * t)
+    for targets in (task.test.inputs[:, 0], task.test.targets + 100, task.test.targets - 5):
+        effects = ablate(net, EachUnit(), task, data=Data(task.test.inputs, targets), score=score)
+        assert effects.classes is None and effects.tallies["0"].by_class is None
+        assert effects.audit.mismatches == 0
+    assert ablate(net, EachUnit(), task, score=score).tallies["0"].by_class.shape == (8, 3)
+
+
+def test_streams_whose_batches_do_not_fit_together_are_refused() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    x, y = task.test.inputs, task.test.targets
+    for second, words in (
+        ((torch.ones(4, 7), y[:4]), "batches of inputs"),
+        ((x[:4], y[:4, None]), "batches of inputs"),
+        ((x[:4], y[:4] + 3), "labels from 0 to 2"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ablate(net, EachUnit(), task, data=lambda second=second: [(x, y), second])
+
+
+def test_lesions_of_other_networks_are_refused() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    with torch.random.fork_rng():
+        tanh = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+        wide = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3))
+    for other, words in ((tanh, "another architecture"), (wide, "other weights")):
+        with pytest.raises(InputError, match=words):
+            ablate(net, [Network.of(other)], task)
+    norm = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.ReLU(), nn.Linear(4, 3))
+    for one, two in ((norm, plain), (plain, norm)):
+        with pytest.raises(InputError, match="other weights or buffers"):
+            ablate(Network.of(one, task.test.inputs), [Network.of(two)], task)
+    moved = Network.of(norm, task.test.inputs)
+    with pytest.raises(InputError, match="intact network's buffers"):
+        ablate(moved, [moved.with_weights({}, {"1.running_mean": torch.ones(4)})], task)
+    same = Network.of(_mlp(), task.test.inputs)
+    assert ablate(net, [same.with_weights({"0.bias": torch.ones(8)})], task).audit.mismatches == 0
+
+
+def test_single_lesions_belong_into_a_list_and_audits_are_not_negative() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    for what in (Unit("0", 1), net, 3):
+        with pytest.raises(InputError, match="Put a single lesion into a list"):
+            ablate(net, what, task)
+    with pytest.raises(InputError, match="audited"):
+        ablate(net, EachUnit(), task, audited=-1)
+
+
+# ----------------------------------------------------------------------------------------------------- workers
+
+
+def test_numbers_do_not_depend_on_who_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = NETWORKS["residual"]
+    x = case.inputs(300)
+    data = Data(x, case.network()(x).argmax(1))
+    sure = Score("sure", lambda y, t: 0.0, per_example=lambda y, t: y.softmax(1).amax(1))
+    monkeypatch.setattr(ablate_module, "SHARE", 1)
+    monkeypatch.setattr(replay_module, "CACHE", 1 << 14)
+    one, *more = (
+        ablate(case.network(), EachUnit(), case.task(), data=data, score=sure, workers=workers) for workers in (1, 2, 3)
+    )
+    assert one.plan.chunk < 100
+    for other in more:
+        assert other.intact == one.intact
+        for layer, tally in one.tallies.items():
+            assert torch.equal(other.tallies[layer].total, tally.total)
+            assert torch.equal(other.tallies[layer].squares, tally.squares)
+
+
+def test_an_error_that_cannot_be_sent_is_met_by_the_caller(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Local(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+
+    def broken(self: Work, inputs: Tensor, targets: Tensor) -> object:
+        raise Local(1, 2)
+
+    monkeypatch.setattr(Work, "tally", broken)
+    with pytest.raises(Local, match="1 and 2"):
+        ablate(net, EachUnit(), task, workers=2)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_stream_is_read_once_by_every_worker(tmp_path: Path) -> None:
+    task = _task(count=40)
+    net = Network.of(_mlp(), task.test.inputs)
+    log = tmp_path / "reads"
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (x, t) in enumerate(zip(task.test.inputs.split(10), task.test.targets.split(10), strict=True)):
+            with log.open("a") as file:
+                file.write(f"{number} ")
+            yield x, t
+
+    effects = ablate(net, EachUnit(), task, data=batches, workers=2, audited=0)
+    reads = log.read_text().split()
+    assert effects.examples == 40
+    assert sorted(reads) == sorted(["0", *(["0", "1", "2", "3"] * 2)]), "a look at the first batch, then two workers"
+
+
+def test_what_is_known_of_a_network_goes_with_it() -> None:
+    task = _task()
+    net = Network.of(_mlp(), task.test.inputs)
+    ablate(net, EachUnit(), task, audited=0)
+    ablate(net, EachUnit(), task, bitwise=True, audited=0)
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None

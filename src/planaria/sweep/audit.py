@@ -139,5 +139,6 @@ def _agrees(truth: Tally, found: Tally, place: int, ties: int, judge: Judge, int
         apart += abs(int(truth.fell) - int(found.fell.view(-1)[place]))
         return apart <= ties
     one, other = float(truth.total), float(found.total.view(-1)[place])
-    scale = max(1.0, float(intact.abs().mean()))
-    return one == other or (one != one and other != other) or abs(one - other) <= TIE * scale * len(intact)
+    if one != one:  # not a number; nor is any change where the intact score is none
+        return other != other or bool(intact.isnan().any())
+    return one == other or abs(one - other) <= TIE * max(1.0, float(intact.abs().mean())) * len(intact)

@@ -153,7 +153,7 @@ class Job:
             new = {name: what.new.of(net.weights[name]) for name in names}
             return Job({name: tuple(net.weights[name].shape) for name in names}, weights=new, new=what.new)
         if isinstance(what, Nested):
-            Anatomy.of(net).entries({unit for order in what.orders for unit in order})  # raises on unknown ones
+            _check(Lesion.of({unit for order in what.orders for unit in order}, net).units, net)
             return Job({"orders": (len(what.orders), len(what.counts))}, nested=what)
         if isinstance(what, Network | Unit) or not isinstance(what, Iterable):
             raise InputError(
@@ -271,8 +271,15 @@ def _lesion(lesion: Network | Unit | Iterable[Unit], net: Network, place: int) -
             raise InputError(where, "the intact network's buffers", "others", "Damage weights, not statistics.")
         return Lesion.of(lesion, net)
     made = Lesion.of(lesion, net)
-    Anatomy.of(net).entries(Unit(layer, unit) for layer, units in made.units.items() for unit in units)
+    _check(made.units, net)
     return made
+
+
+def _check(units: Mapping[str, Iterable[int]], net: Network) -> None:
+    anatomy = Anatomy.of(net)
+    counts = {group.layer: group.count for group in anatomy.groups}
+    wrong = [Unit(layer, unit) for layer, some in units.items() for unit in some if unit >= counts.get(layer, 0)]
+    anatomy.entries(wrong)  # raises with the reason
 
 
 def _difference(lesion: Network, net: Network) -> str:

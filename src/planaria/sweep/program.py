@@ -1,7 +1,8 @@
 """Programs: a network's forward pass as a list of tensor operations that can be resumed anywhere.
 
 A damaged network shares everything before the damage with the intact one: only what depends on the damaged values is
-run again, by the very same operations, and the result is bit-identical to running the whole damaged network.
+run again, by the very same operations on the same numbers. The result is bit-identical to running the whole damaged
+network, except where a kernel of torch's gives other last bits for numbers that lie otherwise in memory.
 """
 
 from __future__ import annotations

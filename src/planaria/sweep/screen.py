@@ -304,14 +304,12 @@ class Screener:
         product = self.products.get(layer)
         edited = None if product is None else product.without(base, program, units, rows)
         if product is not None and edited is not None:
-            wanted = program.needs([product.out])
-            picked = {at: _picked(program, base, at, rows) for at in {program.input, *wanted}}
-            return program.resume({**program.held, **picked}, {product.out: edited})
+            return program.resume(program.pick(base, program.needs([product.out]), rows), {product.out: edited})
         gates = {gate.at: gate for gate in program.gates[layer]}
         first = program.first([layer])
         wanted = program.needs(first) | first
         if wanted <= program.rows.keys():
-            picked = {**program.held, **{at: _picked(program, base, at, rows) for at in {program.input, *wanted}}}
+            picked = program.pick(base, wanted, rows)
         else:
             picked = program.run(base[program.input][rows], keep=wanted)
         edits: dict[int, Edit] = {at: _closing(gate, units) for at, gate in gates.items()}
@@ -365,21 +363,8 @@ class _Product:
         return edited.reshape(-1, *whole.shape[1:])
 
 
-def _picked(program: Program, base: Mapping[int, Tensor], at: int, rows: Tensor) -> Tensor:
-    """A value of some examples, laid out in memory as it was: recorded operations may count on that."""
-    value, place = base[at], program.rows[at]
-    order = sorted(range(value.ndim), key=value.stride, reverse=True)
-    places = place.places(rows, len(base[program.input]))
-    some = value.permute(order).index_select(order.index(place.axis), places)
-    return some.permute([order.index(axis) for axis in range(value.ndim)])
-
-
 def _closing(gate: Gate, units: Tensor) -> Edit:
-    def close(value: Tensor) -> Tensor:
-        shut = gate.closed(value, units)
-        return shut if shut.stride() == value.stride() else torch.empty_like(value).copy_(shut)
-
-    return close
+    return lambda value: gate.closed(value, units)
 
 
 def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:
