@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cases import NETWORKS
 from planaria.core.errors import InputError
@@ -14,6 +15,7 @@ from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.datasets import task
 from planaria.measure.scores import ACCURACY, Score
+from planaria.measure.task import Task
 from planaria.repair.retrain import SGD, Adam, AdamW, Optimiser, Retrain
 from planaria.repair.together import train_together
 from planaria.sweep.between import scores_between
@@ -100,3 +102,72 @@ def test_networks_that_cannot_be_trained_together_are_refused() -> None:
             train_together(nets, digits, updates=1, rng=rng)
     with pytest.raises(InputError, match="updates"):
         train_together([_made(0, 64, 12, 10)], digits, updates=-1, rng=rng)
+
+
+class Sloped(nn.Module):
+    """Two layers with a slope that no description shows, the first of them held the other way round if asked for."""
+
+    def __init__(self, slope: float, turned: bool = False) -> None:
+        super().__init__()
+        self.slope, self.turned = slope, turned
+        self.first, self.last = nn.Parameter(torch.empty(6, 6)), nn.Linear(6, 3)
+        self.bias = nn.Parameter(torch.empty(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.T if self.turned else self.first
+        return self.last(functional.leaky_relu(functional.linear(x, weight, self.bias), self.slope))
+
+
+def _sloped(seed: int, slope: float = 0.1, *, turned: bool = False) -> Network:
+    rng = torch.Generator().manual_seed(seed)
+    module = Sloped(slope, turned)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return Network.of(module, torch.randn(2, 6, generator=rng))
+
+
+def _six() -> Task:
+    rng = torch.Generator().manual_seed(5)
+    x, t = torch.randn(64, 6, generator=rng), torch.randint(3, (64,), generator=rng)
+    return Task.of("six", (x, t), (x, t), validation=(x, t))
+
+
+def test_networks_that_use_their_weights_otherwise_are_neither_joined_nor_trained_together() -> None:
+    six, rng = _six(), stream(0, "batches")
+    for other in (_sloped(1, 0.4), _sloped(1, turned=True)):
+        with pytest.raises(InputError, match="one architecture"):
+            scores_between([_sloped(0), other], [0.5], six.test.inputs, six.test.targets, ACCURACY)
+        with pytest.raises(InputError, match="apply their weights alike"):
+            train_together([_sloped(0), other], six, updates=1, rng=rng)
+    with pytest.raises(InputError, match="apply their weights alike"):
+        train_together([_sloped(0, turned=True), _sloped(1, turned=True)], six, updates=1, rng=rng)
+    with pytest.raises(InputError, match="batch"):
+        train_together([_sloped(0)], six, updates=1, batch=0, rng=rng)
+    joined = scores_between([_sloped(0, turned=True), _sloped(1, turned=True)], [0.0], *_parts(six), ACCURACY)
+    assert float(joined[0, 1, 0]) == pytest.approx(six.score(_sloped(0, turned=True)))
+
+
+def _parts(task: Task) -> tuple[Tensor, Tensor]:
+    return task.test.inputs, task.test.targets
+
+
+def test_a_weight_that_is_read_twice_is_interpolated_everywhere() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.empty(5, 6)), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(functional.linear(x, self.first, self.first.norm(dim=1)).relu())
+
+    nets, six = [], _six()
+    for seed in range(2):
+        rng = torch.Generator().manual_seed(seed)
+        net = Network.of(Scaled(), six.test.inputs)
+        nets.append(net.with_weights({n: torch.randn(w.shape, generator=rng) for n, w in net.weights.items()}))
+    found = scores_between(nets, [0.3], *_parts(six), LARGEST)
+    between = {name: torch.lerp(w, nets[1].weights[name], 0.3) for name, w in nets[0].weights.items()}
+    assert float(found[0, 1, 0]) == pytest.approx(float(nets[0].with_weights(between)(six.test.inputs).amax(1).mean()))
+    with pytest.raises(InputError, match="weights of its own"):
+        train_together(nets, six, updates=1, rng=stream(0, "batches"))
