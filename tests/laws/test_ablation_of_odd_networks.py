@@ -15,6 +15,7 @@ from planaria.measure.data import Data
 from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Task
 from planaria.sweep.ablate import Effects, ablate
+from planaria.sweep.audit import _ties
 from planaria.sweep.edges import Becomes, Flipped
 from planaria.sweep.lesions import EachUnit, EachWeight, Job, What
 from planaria.sweep.plan import BRUTE, EDIT_NEXT, REPLAY
@@ -290,11 +291,11 @@ def _check(net: Network, data: Data, what: What, score: Score, **options: object
     judge, job = Judge(score), Job.of(what, net)
     intact = judge.values(net(data.inputs), data.targets)
     assert effects.intact == pytest.approx(float(intact.mean()), rel=1e-5)
-    scale = 1.0 if score is ACCURACY else 1e-4 * float(intact.square().sum())
     for key, tally in effects.tallies.items():
         for place in range(tally.total.numel()):
             outputs = edited(net, job.lesion(key, place, net))(data.inputs)
             change = judge.values(outputs, data.targets) - intact
+            scale = 0.1 + _ties(outputs) if score is ACCURACY else 1e-4 * float(intact.square().sum())
             total, squares = float(tally.total.view(-1)[place]), float(tally.squares.view(-1)[place])
             assert total == pytest.approx(float(change.sum()), rel=1e-3, abs=scale, nan_ok=True), (key, place)
             assert squares == pytest.approx(float(change.square().sum()), rel=1e-3, abs=scale, nan_ok=True), (
@@ -319,8 +320,7 @@ def test_changed_weights_of_an_odd_network(name: str) -> None:
     changed = {n: w * (1 + 0.5 * torch.randn(w.shape, generator=rng)).to(w) for n, w in net.weights.items()}
     single = [net.with_weights({n: w}) for n, w in changed.items()]
     effects = _check(net, data, [*single, net.with_weights(changed)], SUM)
-    weight = min((n for n, w in net.weights.items() if w.ndim > 1), key=lambda n: net.weights[n].numel())
-    _check(net, data, EachWeight(layers=(weight,)), ACCURACY)
+    _check(net, data, EachWeight(), ACCURACY)
     left = name in {"number", "through-numpy"}  # weights leave the tensors
     assert left <= ({way.way for way in effects.plan.ways} == {BRUTE})
 
@@ -332,16 +332,6 @@ def test_numbers_that_are_none_pass_through_joined_operations(new: Becomes | Fli
     assert {way.way for way in effects.plan.ways} == {REPLAY}
     if new != Flipped(30):
         assert int(effects.tallies["a.weight"].fell.min()) == round(effects.intact * len(data)), "all wrong"
-
-
-def test_a_unit_beside_which_the_others_are_nothing_is_not_subtracted() -> None:
-    net, data = _network("skipping")
-    loud = net.weights["norm.weight"].clone()
-    loud[1] = 1e9
-    net = net.with_weights({"norm.weight": loud})
-    _check(net, data, EachUnit(layers=("a",)), ACCURACY)
-    quiet = _check(net, data, EachUnit(layers=("a",)), ACCURACY, bitwise=True)
-    assert quiet.tallies["a"].fell.any() or quiet.tallies["a"].rose.any()
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)

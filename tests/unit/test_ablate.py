@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import importlib
 import math
+import multiprocessing
 import os
 import signal
+import time
+import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -595,6 +599,43 @@ def test_an_error_that_cannot_be_sent_is_met_by_the_caller(
     with pytest.raises(Local, match="1 and 2"):
         ablate(net, EachUnit(), task, workers=2)
     assert capfd.readouterr().err == ""
+
+
+def test_an_interrupt_ends_the_workers_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = _task(count=40)
+    net = Network.of(_mlp(), task.test.inputs)
+    begun, ready = os.pipe()
+
+    def waiting(self: Work, inputs: Tensor, targets: Tensor) -> object:
+        os.write(ready, b".")
+        time.sleep(20)
+        raise AssertionError("nobody ended this worker")
+
+    monkeypatch.setattr(Work, "tally", waiting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
+        caller = os.fork()
+    if not caller:  # a process with a group of its own, as of a shell's command
+        os.setpgrp()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        verdict = 1
+        with suppress(BaseException):
+            try:
+                ablate(net, EachUnit(), task, data=lambda: _halves(task), workers=2)
+            except KeyboardInterrupt:
+                verdict = 0 if not multiprocessing.active_children() else 2
+        os._exit(verdict)
+    assert os.read(begun, 1) + os.read(begun, 1) == b".."
+    os.killpg(caller, signal.SIGINT)
+    _, status = os.waitpid(caller, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert capfd.readouterr().err == ""
+
+
+def _halves(task: Task) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(task.test.inputs.chunk(2), task.test.targets.chunk(2), strict=True))
 
 
 def test_a_stream_is_read_once_by_every_worker(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cases import NETWORKS, NetworkCase
 from planaria.core.anatomy import Anatomy, Unit
@@ -47,6 +48,22 @@ def test_joined_operations_give_the_same_up_to_rounding(case: NetworkCase) -> No
     for group in program.fused:
         assert group.op.writes[0] not in group.inner
         assert sorted(group.members) == list(group.members)
+
+
+def test_a_normalisation_with_the_statistics_of_the_batch_is_not_joined() -> None:
+    class Training(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, variance = self.norm.running_mean.clone(), self.norm.running_var.clone()
+            return functional.batch_norm(self.a(x), mean, variance, self.norm.weight, self.norm.bias, True).relu()
+
+    x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    net = Network.of(Training(), x)
+    program = fuse(_program(net))
+    assert not program.fused and near(program.run(x)[program.output], net(x))
 
 
 @cases
@@ -172,6 +189,19 @@ def test_a_value_whose_examples_are_in_another_order_has_no_rows() -> None:
     program = _program(Network.of(Backwards(), torch.ones(1, 4)))
     assert program.rows.keys() == {program.input, program.output}
     assert not program.gates and not program.reads
+
+
+def test_an_activation_of_another_shape_for_one_example_is_no_gate() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(2, 5, 3), nn.Conv1d(5, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x).squeeze()).reshape(len(x), 5, -1)).flatten(1)
+
+    one, two = (_program(Network.of(Squeezing(), torch.ones(count, 2, 6))) for count in (1, 2))
+    assert not one.gates and two.gates.keys() == {"a"}
 
 
 def test_a_unit_that_outweighs_the_others_for_one_example_is_named() -> None:

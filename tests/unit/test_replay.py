@@ -97,6 +97,23 @@ def test_units_that_emit_nothing_are_left_out_and_change_nothing(monkeypatch: py
     assert tally.squares[[0, 2]].tolist() == [0.0, 0.0] and bool((tally.squares[[1, 3]] > 0).all())
 
 
+def test_a_unit_beside_which_the_others_are_nothing_is_not_subtracted() -> None:
+    rng = torch.Generator().manual_seed(0)
+    net = Network.of(
+        nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 3), nn.Flatten()), torch.ones(2, 2, 9)
+    )
+    net = net.with_weights({name: torch.randn(w.shape, generator=rng) for name, w in net.weights.items()})
+    loud = net.weights["0.weight"].clone()
+    loud[1] *= 1e9
+    net = net.with_weights({"0.weight": loud})
+    x, t = torch.randn(20, 2, 9, generator=rng), torch.zeros(20)
+    program, chosen = Program.of(net), [Selection("0", (0, 1, 2, 3))]
+    assert "0" in program.reads
+    exact = replayed_units(program, chosen, x, t, Judge(FIRST))["0"]
+    found = replayed_units(program, chosen, x, t, Judge(FIRST), edit_next=True)["0"]
+    assert abs(float(found.total[1] - exact.total[1])) < 1e-3, "differences are those of the outputs without it"
+
+
 def test_labels_of_several_positions_are_judged_example_by_example() -> None:
     net = Network.of(nn.Sequential(nn.Conv1d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv1d(5, 3, 1)), torch.ones(2, 2, 4))
     rng = torch.Generator().manual_seed(0)

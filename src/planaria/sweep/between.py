@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -15,6 +15,9 @@ from planaria.sweep.chain import Chain, Stage
 from planaria.sweep.program import near
 from planaria.sweep.replay import chunks
 from planaria.sweep.tally import Judge
+
+OnTheLine = Callable[[int, int, float], Tensor]
+"""From network, to network, share -> outputs of the network there."""
 
 CHUNK = 512
 """Examples at a time: the activations of a hidden layer then stay in cache."""
@@ -71,9 +74,10 @@ def scores_between(
     fit = [chain for chain in chains if isinstance(chain, Chain)]
     plain = len(fit) == len(nets) and all(_interpolates(chain, net) for chain, net in zip(fit, nets, strict=True))
     sums = torch.zeros(len(nets), len(nets), len(shares), dtype=torch.float64)
-    for x, t in chunks(inputs, targets, CHUNK if plain else 4 * CHUNK):
-        with torch.no_grad():
-            sums += _by_chain(fit, shares, x, t, judge) if plain else _whole(nets, shares, x, t, judge)
+    with torch.no_grad():
+        for x, t in chunks(inputs, targets, CHUNK if plain else 4 * CHUNK):
+            outputs = _by_chain(fit, x) if plain else _whole(nets, x)
+            sums += _lines(len(nets), shares, outputs, t, judge)
     return sums / len(inputs)
 
 
@@ -84,46 +88,36 @@ def _interpolates(chain: Chain, net: Network) -> bool:
     return kept and not chain.elsewhere and not any(stage.folded for stage in chain.stages)
 
 
-def _by_chain(chains: Sequence[Chain], shares: Sequence[float], x: Tensor, t: Tensor, judge: Judge) -> Tensor:
-    """Sums of scores over a chunk, [networks, networks, shares]."""
-    sums = torch.zeros(len(chains), len(chains), len(shares), dtype=torch.float64)
-    begun = [chain.stages[0].pre(chain.begin(x)) for chain in chains]
-    room = torch.empty_like(begun[0])  # one buffer for all: it stays in cache, and no memory is asked for anew
-    for number, (chain, z) in enumerate(zip(chains, begun, strict=True)):
-        sums[number, number] = judge.values(_rest(chain.stages, chain.stages, 0.0, room.copy_(z)), t).sum().cpu()
-    done = {place: share for place, share in enumerate(shares) if share in {0.0, 1.0}}
-    for a, b in combinations(range(len(chains)), 2):
+def _lines(count: int, shares: Sequence[float], outputs: OnTheLine, t: Tensor, judge: Judge) -> Tensor:
+    """Sums of scores over a chunk, [networks, networks, shares]; every point of a line is visited once."""
+
+    def score(a: int, b: int, share: float) -> float:
+        return float(judge.values(outputs(a, b, share), t).sum())
+
+    sums = torch.zeros(count, count, len(shares), dtype=torch.float64)
+    own = [score(a, a, 0.0) for a in range(count)]
+    for a in range(count):
+        sums[a, a] = own[a]
+    for a, b in combinations(range(count), 2):
         for place, share in enumerate(shares):
-            if place in done:
-                continue
-            z = torch.lerp(begun[a], begun[b], share, out=room)
-            sums[a, b, place] = judge.values(_rest(chains[a].stages, chains[b].stages, share, z), t).sum().cpu()
-        for place, share in done.items():
-            sums[a, b, place] = sums[b, b, 0] if share else sums[a, a, 0]
-        sums[b, a] = _reversed(sums[a, b], shares, chains, a, b, begun, t, judge)
+            ends = {0.0: own[a], 1.0: own[b]}
+            sums[a, b, place] = ends[share] if share in ends else score(a, b, share)
+        for place, share in enumerate(shares):  # the other way: the same points where the shares are symmetric
+            twin = next((at for at, other in enumerate(shares) if abs(other - (1.0 - share)) < 1e-12), None)
+            sums[b, a, place] = score(b, a, share) if twin is None else sums[a, b, twin]
     return sums
 
 
-def _reversed(
-    forth: Tensor,
-    shares: Sequence[float],
-    chains: Sequence[Chain],
-    a: int,
-    b: int,
-    begun: Sequence[Tensor],
-    t: Tensor,
-    judge: Judge,
-) -> Tensor:
-    """The line walked the other way: the same points where the shares are symmetric."""
-    back = torch.empty_like(forth)
-    for place, share in enumerate(shares):
-        twin = next((at for at, other in enumerate(shares) if abs(other - (1.0 - share)) < 1e-12), None)
-        if twin is not None:
-            back[place] = forth[twin]
-        else:
-            z = torch.lerp(begun[b], begun[a], share)
-            back[place] = judge.values(_rest(chains[b].stages, chains[a].stages, share, z), t).sum().cpu()
-    return back
+def _by_chain(chains: Sequence[Chain], x: Tensor) -> OnTheLine:
+    """Outputs by interpolation of the first products."""
+    begun = [chain.stages[0].pre(chain.begin(x)) for chain in chains]
+    room = torch.empty_like(begun[0])  # one buffer for all: it stays in cache, and no memory is asked for anew
+
+    def outputs(a: int, b: int, share: float) -> Tensor:
+        z = torch.lerp(begun[a], begun[b], share, out=room) if share else room.copy_(begun[a])
+        return _rest(chains[a].stages, chains[b].stages, share, z)
+
+    return outputs
 
 
 def _rest(one: Sequence[Stage], other: Sequence[Stage], share: float, z: Tensor) -> Tensor:
@@ -139,14 +133,9 @@ def _rest(one: Sequence[Stage], other: Sequence[Stage], share: float, z: Tensor)
     return z
 
 
-def _whole(nets: Sequence[Network], shares: Sequence[float], x: Tensor, t: Tensor, judge: Judge) -> Tensor:
-    """The same, each network on a line run whole."""
-    sums = torch.zeros(len(nets), len(nets), len(shares), dtype=torch.float64)
-    for a, one in enumerate(nets):
-        for b, other in enumerate(nets):
-            for place, share in enumerate(shares):
-                sums[a, b, place] = judge.values(_on_the_line(one, other, share)(x), t).sum().cpu()
-    return sums
+def _whole(nets: Sequence[Network], x: Tensor) -> OnTheLine:
+    """Outputs of each network on a line, run whole."""
+    return lambda a, b, share: (_on_the_line(nets[a], nets[b], share) if share else nets[a])(x)
 
 
 def _on_the_line(one: Network, other: Network, share: float) -> Network:

@@ -100,13 +100,21 @@ class Op:
         if self.plain:
             args = [values[a.at] if type(a) is Slot else a for a in self.args]
             return self.function(*args, **self.kwargs) if self.kwargs else self.function(*args)
+        args = [_filled(argument, values, examples) for argument in self.args]
+        named = {name: _filled(argument, values, examples) for name, argument in self.kwargs.items()}
+        return self.function(*args, **named)
 
-        def fill(leaf: Any) -> Any:
-            if type(leaf) is Slot:
-                return values[leaf.at]
-            return leaf.per * examples if type(leaf) is Sized else leaf
 
-        return self.function(*walk(self.args, fill), **walk(self.kwargs, fill))
+def _filled(leaf: Any, values: Mapping[int, Tensor], examples: int) -> Any:
+    """An argument with what was left open."""
+    kind = type(leaf)
+    if kind is Slot:
+        return values[leaf.at]
+    if kind is Sized:
+        return leaf.per * examples
+    if kind is list or kind is tuple:
+        return kind([_filled(branch, values, examples) for branch in leaf])
+    return leaf
 
 
 @dataclass(frozen=True, eq=False)
