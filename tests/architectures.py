@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -272,3 +274,39 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class ResNet8Block(nn.Module):
+    """One block of the MLPerf Tiny network; it pads on the right and below only when it halves the image."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        nn.Module.__init__(self)
+        self.halves = inward != outward
+        self.conv1 = nn.Conv2d(inward, outward, 3, *((2, 0) if self.halves else (1, 1)))
+        self.bn1 = nn.BatchNorm2d(outward, eps=1e-3)
+        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(outward, eps=1e-3)
+        if self.halves:
+            self.short = nn.Conv2d(inward, outward, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (0, 1, 0, 1)) if self.halves else x
+        branch = self.bn2(self.conv2(self.bn1(self.conv1(padded)).relu()))
+        out: Tensor = (branch + (self.short(x) if self.halves else x)).relu()
+        return out
+
+
+def resnet8() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 16, 3, padding=1),
+            bn1=nn.BatchNorm2d(16, eps=1e-3),
+            relu=nn.ReLU(),
+            block1=ResNet8Block(16, 16),
+            block2=ResNet8Block(16, 32),
+            block3=ResNet8Block(32, 64),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(64, 10),
+        )
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from architectures import resnet8
 from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.network import Network
 from planaria.measure.datasets import task as load_task
@@ -139,7 +139,7 @@ def test_every_map_of_the_published_cifar_network_is_mapped(data_root: Path, tmp
     rows[:, 0] = np.arange(30) % 10
     (tmp_path / "data_batch_1.bin").write_bytes(rows.tobytes())
     cifar = load_task(f"cifar:{tmp_path}?scale=raw&test={count}")
-    model = _resnet8()
+    model = resnet8()
     load_weights(model, folder / "resnet8_cifar10.safetensors")
     net = Network.of(model, cifar.test.inputs)
     effects = ablate(net, EachUnit(), cifar, audited=6)
@@ -161,35 +161,3 @@ def test_every_weight_of_a_real_perceptron_is_mapped_exactly(data_root: Path) ->
     effects = ablate(net, EachWeight(), mnist)
     assert effects.audit.mismatches == 0 and effects.audit.lesions == 24
     assert sum(tally.total.numel() for tally in effects.tallies.values()) == 784 * 256 + 256 * 256 + 2560
-
-
-def _resnet8() -> nn.Module:
-    class Halving(nn.Module):
-        def __init__(self, read: int, made: int) -> None:
-            super().__init__()
-            self.halves = made != read
-            self.conv1 = nn.Conv2d(read, made, 3, stride=1 + self.halves, padding=1 - self.halves)
-            self.bn1, self.bn2 = nn.BatchNorm2d(made, eps=1e-3), nn.BatchNorm2d(made, eps=1e-3)
-            self.conv2 = nn.Conv2d(made, made, 3, padding=1)
-            if self.halves:
-                self.short = nn.Conv2d(read, made, 1, stride=2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            padded = nn.functional.pad(x, (0, 1, 0, 1)) if self.halves else x
-            branch = self.bn2(self.conv2(self.bn1(self.conv1(padded)).relu()))
-            out: Tensor = (branch + (self.short(x) if self.halves else x)).relu()
-            return out
-
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 16, 3, padding=1),
-            bn1=nn.BatchNorm2d(16, eps=1e-3),
-            relu=nn.ReLU(),
-            block1=Halving(16, 16),
-            block2=Halving(16, 32),
-            block3=Halving(32, 64),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(64, 10),
-        )
-    )

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from architectures import resnet8
 from planaria.core.errors import InputError, PlanariaError, UnsafeError
 from planaria.core.network import Network
 from planaria.measure.datasets import task
@@ -466,42 +467,6 @@ def test_the_published_mnist_network_scores_as_published_and_fails_on_wrong_prep
     assert mnist.score(Network.of(model)) == mnist.score(model)
     wrong = task("mnist?mean=0.1307&std=0.3081", data_dir=str(data_root))
     assert wrong.score(model) == pytest.approx(0.336, abs=5e-3)
-
-
-class ResNet8Block(nn.Module):
-    """One block of the MLPerf Tiny network; it pads on the right and below only when it halves the image."""
-
-    def __init__(self, inward: int, outward: int) -> None:
-        nn.Module.__init__(self)
-        self.halves = inward != outward
-        self.conv1 = nn.Conv2d(inward, outward, 3, *((2, 0) if self.halves else (1, 1)))
-        self.bn1 = nn.BatchNorm2d(outward, eps=1e-3)
-        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(outward, eps=1e-3)
-        if self.halves:
-            self.short = nn.Conv2d(inward, outward, 1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        padded = nn.functional.pad(x, (0, 1, 0, 1)) if self.halves else x
-        branch = self.bn2(self.conv2(self.bn1(self.conv1(padded)).relu()))
-        out: Tensor = (branch + (self.short(x) if self.halves else x)).relu()
-        return out
-
-
-def resnet8() -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 16, 3, padding=1),
-            bn1=nn.BatchNorm2d(16, eps=1e-3),
-            relu=nn.ReLU(),
-            block1=ResNet8Block(16, 16),
-            block2=ResNet8Block(16, 32),
-            block3=ResNet8Block(32, 64),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(64, 10),
-        )
-    )
 
 
 def test_the_published_cifar10_network_scores_as_published_on_raw_pixels(data_root: Path, tmp_path: Path) -> None:

@@ -175,14 +175,14 @@ def follow(
     dear = device.type == "cpu" and update.multiply_adds >= WORTHWHILE
     products = fast_products if dear and fastest_route().name != DEFAULT else nullcontext
     given: Weights | None = None
-    brake = _Brake((), ())
-    for done, batch in enumerate(_batches(*rows, rng)):
+    brake = Brake((), ())
+    for done, batch in enumerate(batches(*rows, rng)):
         start = time.process_time()
         with products(device), torch.inference_mode(False):
             learner.gradient(batch.to(device))
         plasticity = plasticity_at(done)
         if plasticity is not given:
-            given, brake = plasticity, _Brake.of(learner.parameters, learner.plasticity(plasticity))
+            given, brake = plasticity, Brake.of(learner.parameters, learner.plasticity(plasticity))
         before = brake.before()
         step(1.0 if horizon is None else 0.5 * (1.0 + math.cos(math.pi * min(1.0, done / horizon))))
         if brake.held or brake.slow:
@@ -193,7 +193,7 @@ def follow(
 
 
 @dataclass(frozen=True, eq=False)
-class _Brake:
+class Brake:
     """The law of motion after an optimiser's step, for one plasticity.
 
     Attributes:
@@ -205,7 +205,8 @@ class _Brake:
     slow: tuple[tuple[Tensor, Tensor, Tensor | None], ...]
 
     @staticmethod
-    def of(moving: Mapping[str, Tensor], plasticity: Weights) -> _Brake:
+    def of(moving: Mapping[str, Tensor], plasticity: Weights) -> Brake:
+        """The law for these parameters; those whose plasticity is 1 everywhere need none."""
         held: list[tuple[Tensor, Tensor, Tensor]] = []
         slow: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for name, weight in moving.items():
@@ -221,7 +222,7 @@ class _Brake:
                     continue
                 minus = pinned & (values == 0) & values.signbit()
             slow.append((weight, amount, minus if minus is not None and bool(minus.any()) else None))
-        return _Brake(tuple(held), tuple(slow))
+        return Brake(tuple(held), tuple(slow))
 
     def before(self) -> list[Tensor]:
         """Values of the slow parameters, to be taken before the step."""
@@ -261,7 +262,7 @@ def outputs_in_training(forward: Callable[[Tensor], Tensor], inputs: Tensor, whe
         raise InputError(where, expected, len(inputs)) from error
 
 
-def _batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
+def batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
     """Endless full batches of row numbers; a pass ends inside a batch when it must."""
     waiting = torch.empty(0, dtype=torch.long)
     while True:

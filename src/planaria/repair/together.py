@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from planaria.core.errors import InputError
-from planaria.core.network import Network, law
+from planaria.core.network import Network
 from planaria.measure.task import Task
+from planaria.repair.descent import Brake, batches
 from planaria.repair.retrain import Adam, Optimiser
 from planaria.sweep.chain import Chain
 from planaria.sweep.gemm import fast_products
@@ -69,14 +71,15 @@ def train_together(
     names = [(stage.name, stage.bias) for stage in stages]
     weights = [_stacked(nets, name, at == 0) for at, (name, _) in enumerate(names)]
     shifts = [None if bias is None else _stacked(nets, bias, at == 0) for at, (_, bias) in enumerate(names)]
-    plastic = {
-        id(parameter): _multipliers(nets, name, at == 0)
-        for at, (pair, parameters) in enumerate(zip(names, zip(weights, shifts, strict=True), strict=True))
+    moving = {
+        name: parameter
+        for pair, parameters in zip(names, zip(weights, shifts, strict=True), strict=True)
         for name, parameter in zip(pair, parameters, strict=True)
         if name is not None and parameter is not None
     }
-    moving = [parameter for parameter in [*weights, *shifts] if parameter is not None]
-    step = (Adam() if optimiser is None else optimiser).build(moving)
+    first_names = set(names[0])
+    brake = Brake.of(moving, {name: _multipliers(nets, name, name in first_names) for name in moving})
+    step = (Adam() if optimiser is None else optimiser).build(moving.values())
     data = task.train.to(nets[0].device)
     size, count = min(batch, len(data)), len(nets)
 
@@ -111,13 +114,10 @@ def train_together(
             )
     gradient = torch.empty_like(weights[0].detach())
     weights[0].grad = gradient
-    later = [parameter for parameter in moving if parameter is not weights[0]]
-    waiting = torch.empty(0, dtype=torch.long)
+    later = [parameter for parameter in moving.values() if parameter is not weights[0]]
     with fast_products(nets[0].device), torch.enable_grad():
-        for _ in range(updates):
-            while len(waiting) < size:
-                waiting = torch.cat([waiting, torch.randperm(len(data), generator=rng)])
-            rows, waiting = waiting[:size].to(data.inputs.device), waiting[size:]
+        for rows in islice(batches(len(data), size, rng), updates):
+            rows = rows.to(data.inputs.device)
             targets = data.targets[rows]
             # The loss is a mean over all rows, so times the number of networks it is the sum of their means.
             x = begun(data.inputs[rows])
@@ -130,13 +130,9 @@ def train_together(
             torch.mm(z.grad.T, x, out=gradient)
             if shifts[0] is not None:
                 shifts[0].grad = z.grad.sum(0)
-            before = [(p, p.detach().clone()) for p in moving if plastic[id(p)] is not None]
+            before = brake.before()
             step.step()
-            with torch.no_grad():
-                for parameter, old in before:
-                    multiplier = plastic[id(parameter)]
-                    assert multiplier is not None
-                    parameter.copy_(law(old, parameter, multiplier))
+            brake.apply(before)
     return tuple(_unstacked(net, number, count, names, weights, shifts) for number, net in enumerate(nets))
 
 
@@ -173,11 +169,10 @@ def _stacked(nets: Sequence[Network], name: str, first: bool) -> nn.Parameter:
     return nn.Parameter(torch.cat(tensors) if first else torch.stack(tensors))
 
 
-def _multipliers(nets: Sequence[Network], name: str, first: bool) -> Tensor | None:
-    """The plasticity of a stacked weight; None where it is 1 everywhere."""
+def _multipliers(nets: Sequence[Network], name: str, first: bool) -> Tensor:
+    """The plasticity of a stacked weight."""
     tensors = [net.plasticity[name] for net in nets]
-    joined = torch.cat(tensors) if first else torch.stack(tensors)
-    return None if bool((joined == 1).all()) else joined
+    return torch.cat(tensors) if first else torch.stack(tensors)
 
 
 def _unstacked(

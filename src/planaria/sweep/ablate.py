@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +24,7 @@ from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
-from planaria.sweep.gemm import DEFAULT, fast_products
+from planaria.sweep.gemm import route_of
 from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import BRUTE, Plan
 from planaria.sweep.replay import chunks
@@ -225,7 +224,7 @@ def ablate(
     forward, known = _priced(net, sample[0])
     work = Work.of(net, job, judge, bitwise=bitwise, known=known)
     blocks = _blocks(data, work, sample)
-    with _route(net, bitwise) as route:
+    with route_of(net.device, bitwise=bitwise) as route:
         work = replace(work, plan=replace(work.plan, route=route))
         prepared = time.process_time() - started
         whole = worked(work, blocks, workers, progress)
@@ -247,16 +246,6 @@ def ablate(
         forward=forward * whole.examples,
         bounds=scorer.bounds,
     )
-
-
-@contextmanager
-def _route(net: Network, bitwise: bool) -> Iterator[str]:
-    """Name of the route of matrix products inside."""
-    if bitwise:
-        yield DEFAULT
-        return
-    with fast_products(net.device) as route:
-        yield DEFAULT if route is None else route.name
 
 
 def _priced(net: Network, inputs: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:

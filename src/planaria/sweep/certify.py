@@ -176,33 +176,6 @@ class Certifier:
         return tallies, torch.cat(intact)
 
 
-def certified_units(
-    chain: Chain, layers: Sequence[str], inputs: Tensor, targets: Tensor, judge: Judge
-) -> dict[str, Tally]:
-    """Change of the number of right predictions when each unit is silenced: `Certifier` for inputs in memory.
-
-    Args:
-        chain: The network.
-        layers: Names of layers that are `certifiable`.
-        inputs: [examples, ...].
-        targets: Labels [examples].
-        judge: One that counts predictions.
-
-    Returns:
-        Layer -> tally over its units [units].
-
-    Example:
-        >>> from torch import nn
-        >>> from planaria.core.network import Network
-        >>> from planaria.measure.scores import ACCURACY
-        >>> net = Network.of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 4))
-        >>> x, y = torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64)
-        >>> certified_units(Chain.of(net), ["0"], x, y, Judge(ACCURACY))["0"].total.shape
-        torch.Size([3])
-    """
-    return Certifier.of(chain, layers)(inputs, targets, judge)[0]
-
-
 def _at(chain: Chain, layer: str) -> int | None:
     return next((at for at, stage in enumerate(chain.stages[:-1]) if layer and stage.layer == layer), None)
 

@@ -7,7 +7,7 @@ chains there are closed forms: the change of one unit is a change of rank one of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -275,20 +275,39 @@ def _folded(stage: Stage, call: Call) -> Stage | str:
     def tensor(argument: Any) -> Tensor | None:
         return argument.tensor.detach() if isinstance(argument, Value) else None
 
-    scale, shift, mean, variance = (tensor(argument) for argument in call.args[1:5])
-    if mean is None or variance is None or any(argument is True for argument in call.args):
+    found = fold(stage.weight, stage.shift, call.args, tensor)
+    if found is None:
         return f"{call.name} takes the statistics of the batch"
-    epsilon = next(a for a in reversed(call.args) if isinstance(a, float))
+    weight, shift = found
+    return replace(stage, weight=weight, shift=shift, bias=None, folded=True)
+
+
+def fold(
+    weight: Tensor, shift: Tensor | None, norm: Sequence[Any], tensor: Callable[[Any], Tensor | None]
+) -> tuple[Tensor, Tensor] | None:
+    """Weight and shift of a product with the batch normalisation behind it.
+
+    Args:
+        weight: Of the product, [made, ...].
+        shift: [made] or None.
+        norm: Arguments of the normalisation: what it reads, scale, shift, mean, variance, ..., epsilon.
+        tensor: What an argument is; None if it is none, or not the same for all inputs.
+
+    Returns:
+        None if the normalisation takes the statistics of the batch.
+    """
+    scale, offset, mean, variance = (tensor(argument) for argument in norm[1:5])
+    if mean is None or variance is None or any(argument is True for argument in norm):
+        return None
+    epsilon = next(a for a in reversed(norm) if isinstance(a, float))
     # In double precision, rounded once.
     factor = (variance.double() + epsilon).rsqrt()
     if scale is not None:
         factor = factor * scale.double()
-    before = 0.0 if stage.shift is None else stage.shift.double()
-    after = (before - mean.double()) * factor
-    if shift is not None:
-        after = after + shift.double()
-    weight = stage.weight.double() * factor.view(-1, *[1] * (stage.weight.ndim - 1))
-    return replace(stage, weight=weight.to(stage.weight), shift=after.to(stage.weight), bias=None, folded=True)
+    after = ((0.0 if shift is None else shift.double()) - mean.double()) * factor
+    if offset is not None:
+        after = after + offset.double()
+    return (weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))).to(weight), after.to(weight)
 
 
 def _step(call: Call, value: Value, out: Value, *, after: bool) -> Step | str:

@@ -201,21 +201,14 @@ def delta_units(chain: Chain, layers: Sequence[str], inputs: Tensor, targets: Te
     for block in silenced(chain, layers, inputs):
         labels = targets[block.examples].to(device)
         if block.examples != at:
-            intact, at = _values(judge, block.intact, labels), block.examples
+            intact, at = judge.values(block.intact, labels), block.examples
         values = intact.repeat(len(block.units))
         if block.pairs is None:
-            values = _values(judge, block.changed, labels.repeat(len(block.units), *[1] * (labels.ndim - 1)))
+            values = judge.values(block.changed, labels.repeat(len(block.units), *[1] * (labels.ndim - 1)))
         else:
-            values[block.pairs] = _values(judge, block.changed, labels[block.pairs % len(intact)])
+            values[block.pairs] = judge.values(block.changed, labels[block.pairs % len(intact)])
         tallies[block.layer].note(int(block.units[0]), values.view(len(block.units), -1), intact, labels)
     return tallies
-
-
-def _values(judge: Judge, outputs: Tensor, targets: Tensor) -> Tensor:
-    # The usual case of the usual score, without its search for numbers that are not finite.
-    if judge.counts_predictions and outputs.ndim == 2 and targets.ndim == 1 and bool(outputs.sum().isfinite()):
-        return (outputs.argmax(1) == targets).double()
-    return judge.values(outputs, targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,6 @@ from planaria.core.network import Network
 from planaria.measure.data import Data
 from planaria.measure.scores import Score
 from planaria.measure.task import Loss, Task
-from planaria.sweep.gates import Gate
 from planaria.sweep.program import Program
 from planaria.sweep.replay import chunk_size, chunks
 from planaria.sweep.tally import Judge
@@ -152,15 +151,5 @@ def direct_effects(
         products = {at: value * slope for at, (value, slope) in zip(places, pairs, strict=True)}
         for layer, sums in found.items():
             for gate in program.gates[layer]:
-                sums -= _by_unit(products[gate.at], gate, len(sums)).cpu()
+                sums -= gate.sums(products[gate.at].double(), len(sums)).sum(0).cpu()
     return {layer: sums / max(1, len(inputs)) + 0.0 for layer, sums in found.items()}
-
-
-def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:
-    """Sums over examples and over all that belongs to each unit, [units]."""
-    lines = value.movedim(gate.axis, 0).flatten(1).sum(1, dtype=torch.float64)
-    owner = gate.owner.to(value.device)
-    if gate.axis == gate.rows.axis:
-        lines = lines.view(-1, len(owner)).sum(0) if gate.rows.together else lines.view(len(owner), -1).sum(1)
-    owned = owner >= 0
-    return lines.new_zeros(count).index_add_(0, owner[owned], lines[owned])

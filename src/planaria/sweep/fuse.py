@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planaria.sweep.chain import fold
 from planaria.sweep.program import Fused, Program
 from planaria.sweep.record import Op, Slot
 
@@ -85,7 +86,7 @@ class _Build:
         members, last = [at], at
         follower = self._only_reader(at)
         if follower is not None and ops[follower].name in _NORMS and ops[follower].args[0] == Slot(_made(op)):
-            folded = self._folded(weight, bias, ops[follower])
+            folded = fold(weight, bias, ops[follower].args, self._known)
             if folded is not None:
                 weight, bias = folded
                 members.append(follower)
@@ -150,21 +151,6 @@ class _Build:
         sizes = self.program.bytes
         same = len(others) == 1 and sizes.get(others[0].at) == sizes.get(made) == sizes.get(_made(add))
         return others[0] if same else None
-
-    def _folded(self, weight: Tensor, bias: Tensor | None, norm: Op) -> tuple[Tensor, Tensor] | None:
-        """Weight and bias of a convolution with the batch normalisation behind it."""
-        scale, shift, mean, variance = (self._known(argument) for argument in norm.args[1:5])
-        if mean is None or variance is None or any(argument is True for argument in norm.args):
-            return None  # it takes the statistics of the batch
-        epsilon = next(a for a in reversed(norm.args) if isinstance(a, float))
-        # In double precision, rounded once.
-        factor = (variance.double() + epsilon).rsqrt()
-        if scale is not None:
-            factor = factor * scale.double()
-        after = ((0.0 if bias is None else bias.double()) - mean.double()) * factor
-        if shift is not None:
-            after = after + shift.double()
-        return (weight.double() * factor.view(-1, 1, 1, 1)).to(weight), after.to(weight.dtype)
 
     def _group(self, members: list[int], args: tuple[Any, ...], function: Callable[..., Tensor]) -> Fused:
         ops = [self.program.ops[at] for at in members]

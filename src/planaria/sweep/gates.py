@@ -58,6 +58,27 @@ class Gate:
             shut = shut.repeat(times) if self.rows.together else shut.repeat_interleave(times)
         return value.clone().index_fill_(self.axis, shut.nonzero().flatten().to(value.device), 0)
 
+    def sums(self, value: Tensor, count: int) -> Tensor:
+        """Sums over what belongs to each unit, [examples, units].
+
+        Args:
+            value: The activation, or something of its shape.
+            count: Number of units.
+        """
+        owner, rows = self.owner.to(value.device), self.rows
+        if self.axis == rows.axis:
+            line = value.movedim(rows.axis, 0)
+            line = line.flatten(1).sum(1) if line.ndim > 1 else line
+            places = line.reshape(-1, len(owner)) if rows.together else line.reshape(len(owner), -1).T
+        else:
+            table = value.movedim((rows.axis, self.axis), (0, 1))
+            table = table.flatten(2).sum(2) if table.ndim > 2 else table
+            shape = (-1, rows.per) if rows.together else (rows.per, -1)
+            places = table.unflatten(0, shape).sum(1 if rows.together else 0)
+        if torch.equal(owner, torch.arange(count, device=owner.device)):
+            return places
+        return places.new_zeros(len(places), count + 1).index_add_(1, owner % (count + 1), places)[:, :count]
+
     def busy(self, value: Tensor) -> frozenset[int]:
         """Units that emit anything but zeros for some example."""
         lines = (value != 0).movedim(self.axis, 0).reshape(value.shape[self.axis], -1).any(1).cpu()

@@ -119,6 +119,21 @@ def fast_products(device: torch.device | str = "cpu") -> Iterator[Route | None]:
         yield route
 
 
+@contextmanager
+def route_of(device: torch.device | str, *, bitwise: bool) -> Iterator[str]:
+    """Name of the route inside: the fastest exact one, or torch's own where bits count.
+
+    Args:
+        device: Where products are computed.
+        bitwise: Whether bits count.
+    """
+    if bitwise:
+        yield DEFAULT
+        return
+    with fast_products(device) as route:
+        yield DEFAULT if route is None else route.name
+
+
 def _choice(speeds: Mapping[str, float], errors: Mapping[str, float]) -> str:
     faster = ONEDNN in speeds and speeds[ONEDNN] >= GAIN * speeds[DEFAULT]
     return ONEDNN if faster and errors[ONEDNN] <= ERROR else DEFAULT

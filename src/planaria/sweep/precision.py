@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -33,7 +32,7 @@ from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, student_quantile
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
-from planaria.sweep.gemm import fast_products
+from planaria.sweep.gemm import route_of
 from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import IN_CHAIN, Plan
 from planaria.sweep.tally import Judge, Tally
@@ -248,11 +247,10 @@ def precise(
     upto, *later = looks(len(data))
     rows = order[:upto].to(data.inputs.device)
     sample = data.inputs[rows].to(net.device), data.targets[rows].to(net.device)
-    with nullcontext() if bitwise else fast_products(net.device) as route:
+    with route_of(net.device, bitwise=bitwise) as route:
         judge, known = Judge(task.scorer if score is None else score), (sample[0], net(sample[0]))
         work = Work.of(net, job, judge, bitwise=bitwise, known=known)
-        if route is not None:
-            work = replace(work, plan=replace(work.plan, route=route.name))
+        work = replace(work, plan=replace(work.plan, route=route))
         states = _begun(work, job.shapes, data, rows)
         checked = _audited(work, sample, states, audited, seed)
         wrong = checked.replaced

@@ -32,6 +32,9 @@ from planaria.sweep.replay import chunk_size, chunks
 from planaria.sweep.strata import Design, Screened
 from planaria.sweep.tally import Judge
 
+RIGHT = Judge(ACCURACY)
+"""What is screened: whether answers are right."""
+
 MEMORY = 1 << 28
 """Bytes of activations that a block may hold."""
 
@@ -247,7 +250,7 @@ class Screener:
                 for some in here.split(self.chunk):
                     local = rows[some] - number * self.chunk
                     outputs = self.outputs(parts[number].base, layer, units[some] - start, local)
-                    after = (outputs.argmax(1) == targets[rows[some]]) & outputs.isfinite().all(1)
+                    after = RIGHT.values(outputs, targets[rows[some]])
                     changes[some] = after.to(torch.int8) - right[rows[some]].to(torch.int8)
             start += count
         return choice.counted(changes), int(right.sum())
@@ -265,7 +268,7 @@ class Screener:
             nonlocal right
             given = outputs.detach()
             answer = given.argmax(1)
-            right = (answer == targets) & given.isfinite().all(1)
+            right = RIGHT.values(given, targets) > 0
             second = given.scatter(1, answer[:, None], -torch.inf).argmax(1)
             rival = torch.where(right, second, targets)
             return (outputs.gather(1, answer[:, None]) - outputs.gather(1, rival[:, None]))[:, 0]
@@ -279,8 +282,8 @@ class Screener:
             busy = torch.zeros(len(inputs), count, dtype=torch.bool, device=numbers.device)
             for gate in self.program.gates[layer]:
                 value = values[gate.at]
-                total -= _by_unit(value * slopes[gate.at], gate, count)
-                busy |= _by_unit((value != 0).to(value.dtype), gate, count) > 0
+                total -= gate.sums(value * slopes[gate.at], count)
+                busy |= gate.sums((value != 0).to(value.dtype), count) > 0
             change.append(total)
             idle.append(~busy)
         return FirstOrder(
@@ -365,20 +368,3 @@ class _Product:
 
 def _closing(gate: Gate, units: Tensor) -> Edit:
     return lambda value: gate.closed(value, units)
-
-
-def _by_unit(value: Tensor, gate: Gate, count: int) -> Tensor:
-    """Sums over what belongs to each unit, [examples, units]."""
-    owner, rows = gate.owner.to(value.device), gate.rows
-    if gate.axis == rows.axis:
-        line = value.movedim(rows.axis, 0)
-        line = line.flatten(1).sum(1) if line.ndim > 1 else line
-        places = line.reshape(-1, len(owner)) if rows.together else line.reshape(len(owner), -1).T
-    else:
-        table = value.movedim((rows.axis, gate.axis), (0, 1))
-        table = table.flatten(2).sum(2) if table.ndim > 2 else table
-        shape = (-1, rows.per) if rows.together else (rows.per, -1)
-        places = table.unflatten(0, shape).sum(1 if rows.together else 0)
-    if torch.equal(owner, torch.arange(count, device=owner.device)):
-        return places
-    return places.new_zeros(len(places), count + 1).index_add_(1, owner % (count + 1), places)[:, :count]

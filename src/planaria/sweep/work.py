@@ -96,7 +96,7 @@ class Work:
             size = FORWARD_BATCH if isinstance(program, str) else chunk_size(program, net.device)
             work = Work(net, job, program, chain, judge, Plan(ways, DEFAULT, size))
             if not alike and isinstance(program, Program) and work.takes(REPLAYED):
-                work = replace(work, program=_fused(net, program))
+                work = replace(work, program=_fused(program))
             wrong = "" if known is None else work._wrong(*known)
             if wrong == "chain":
                 chain = "on other inputs its outputs are not those of the chain of its products"
@@ -260,7 +260,7 @@ _RECORDED: WeakKeyDictionary[Network, tuple[Program | str, Chain | str]] = WeakK
 _FUSED: WeakKeyDictionary[Program, Program] = WeakKeyDictionary()
 
 
-def _fused(net: Network, program: Program) -> Program:
+def _fused(program: Program) -> Program:
     """The program with joined operations; kept for as long as the program is."""
     known = _FUSED.get(program)
     if known is None:
