@@ -16,11 +16,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from planaria.core.autodiff import plain_kernels
+from planaria.core.autodiff import plain_kernels, steps_matter
 from planaria.core.network import Network
 
 _REARRANGE = frozenset(
@@ -41,6 +40,9 @@ _REARRANGE = frozenset(
         "split_with_sizes",
         "unbind",
         "chunk",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsafe_chunk",
         "cat",
         "stack",
         "clone",
@@ -52,10 +54,19 @@ _REARRANGE = frozenset(
         "repeat",
         "flip",
         "roll",
-        "index_select",
         "_to_copy",
         "narrow",
+        "unfold",
+        "diagonal",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "native_channel_shuffle",
     ]
+)
+_PICK = frozenset(["index", "index_select", "gather"])  # entries of the first argument, at places given by the others
+_SHAPED = frozenset(  # only the shape of what they read matters
+    ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
 )
 _POOL = frozenset(
     [
@@ -83,7 +94,11 @@ _NORM = {  # name -> whether statistics run over each unit alone
     "miopen_batch_norm": True,
     "native_layer_norm": False,
     "native_group_norm": False,
+    "_fused_rms_norm": False,
+    "rms_norm": False,
 }
+_LOOKUP = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select"])
+
 _POINTWISE_TOO = frozenset(["hardswish", "_prelu_kernel", "prelu", "rrelu_with_noise", "silu", "mish", "hardtanh"])
 _PRODUCT = {
     "addmm": (1, 2, 0),
@@ -101,7 +116,7 @@ class Value:
     Attributes:
         tensor: As computed on the example inputs.
         weight: Name of the weight it is a rearrangement of, or None.
-        index: For such a value, the position in the flattened weight of each of its entries.
+        index: For such a value, the position in the flattened weight of each of its entries; on the CPU, as all labels.
         size: Entries of that weight.
         sources: Names of all weights it was computed from without the inputs.
         active: Whether it depends on the inputs.
@@ -152,7 +167,9 @@ class Call:
 
     @property
     def rearranges(self) -> bool:
-        """Whether every output entry is an input entry (or a constant filling)."""
+        """Whether every output entry is an input entry (or a constant filling), the same ones for all inputs."""
+        if self.name in _PICK:
+            return not any(value.active for value in self.arguments if value is not self.args[0])
         return self.name in _REARRANGE
 
     @property
@@ -192,6 +209,27 @@ class Call:
         return Product(self, x, w, b)
 
     @property
+    def multiplied(self) -> Value | None:
+        """What a matrix product multiplies by a weight or by something else; None for other operations."""
+        if self.name not in _PRODUCT:
+            return None
+        x = self.args[_PRODUCT[self.name][0]]
+        return x if isinstance(x, Value) else None
+
+    @property
+    def lookup(self) -> Value | None:
+        """The table of which it picks rows by numbers that depend on the inputs, if it does: an embedding."""
+        if self.name not in _LOOKUP or not (self.args and isinstance(self.args[0], Value)):
+            return None
+        table, active = self.args[0], any(value.active for value in self.arguments)
+        if not active or table.active or table.weight is None or table.tensor.ndim != 2:
+            return None
+        if self.name == "index":
+            picked = len([place for place in self.args[1] if place is not None])
+            return table if picked == 1 and self.args[1][0] is not None and len(self.args[1]) == 1 else None
+        return table if self.name != "index_select" or self.args[1] == 0 else None
+
+    @property
     def functional(self) -> Any:
         """The operation in a form that writes to none of its arguments ("relu_" as "relu"); None if there is none."""
         schema = self.function._schema
@@ -216,18 +254,30 @@ class Call:
         def tensor_of(leaf: Any) -> Any:
             return replace.get(id(leaf), leaf.tensor) if isinstance(leaf, Value) else leaf
 
-        return self.function(*walk(self.args, tensor_of), **walk(self.kwargs, tensor_of))
+        function = self.functional
+        if function is None:  # it writes into its arguments, which must stay as they were recorded
+
+            def copy_of(leaf: Any) -> Any:
+                return tensor_of(leaf).clone() if isinstance(leaf, Value) else leaf
+
+            return self.function(*walk(self.args, copy_of), **walk(self.kwargs, copy_of))
+        return function(*walk(self.args, tensor_of), **walk(self.kwargs, tensor_of))
 
     def carry(self, labels: Mapping[int, Tensor]) -> list[Tensor]:
         """Where labels attached to input entries arrive; -1 where no labelled entry does. Rearrangements only.
 
         Args:
-            labels: id(value) -> integer tensor of the value's shape.
+            labels: id(value) -> integer tensor of the value's shape; on the CPU, wherever the value is.
         """
+        return [carried.cpu() for carried in self._carried(labels)]
+
+    def _carried(self, labels: Mapping[int, Tensor]) -> list[Tensor]:
+        """The same, on the values' device: places that are picked are there too."""
         exchanged: dict[int, Tensor] = {}
-        for value in self.arguments:
+        for value in [self.args[0]] if self.name in _PICK else self.arguments:
             known = labels.get(id(value))
-            exchanged[id(value)] = torch.full(value.tensor.shape, -1) if known is None else known
+            label = torch.full(value.tensor.shape, -1) if known is None else known
+            exchanged[id(value)] = label.to(value.tensor.device)
         if self.name in {
             "view",
             "_unsafe_view",
@@ -353,10 +403,13 @@ def call_is_active(call: Call) -> bool:
 
 
 def run(net: Network, inputs: Tensor, mode: TorchDispatchMode) -> Any:
-    """Forward pass in eval mode, without a gradient graph, under a dispatch mode that watches or edits it."""
+    """Forward pass in eval mode, without a gradient graph, under a dispatch mode that watches or edits it.
+
+    Recurrent layers run step by step, so that their units can be seen at every step.
+    """
     buffers = {name: tensor.clone() for name, tensor in net.buffers.items()}
-    with plain_kernels(), torch.no_grad(), mode:
-        return functional_call(net.module, (net.weights, buffers), (inputs,))
+    with plain_kernels(recurrence=steps_matter(net.module, net.device)), torch.no_grad(), mode:
+        return net.evaluate(inputs, net.weights, buffers)
 
 
 _COUNTED: WeakKeyDictionary[nn.Module, dict[torch.Size, int]] = WeakKeyDictionary()
@@ -431,7 +484,7 @@ class _Recorder(TorchDispatchMode):
         self._current: dict[int, Value] = {}  # id(tensor) -> its latest value
         self._sharing: dict[int, list[Tensor]] = {}  # storage -> tensors seen on it, which keeps them and their ids
         for name, tensor in weights.items():
-            index = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
+            index = torch.arange(tensor.numel()).reshape(tensor.shape)
             self._adopt(tensor, Value(tensor, name, index, tensor.numel(), frozenset([name])))
         self._adopt(inputs, Value(inputs, active=True))
 
@@ -460,7 +513,7 @@ class _Recorder(TorchDispatchMode):
         results = func(*args, **kwargs)
         for value in inputs:
             value.uses.append(at)
-        active = any(value.active for value in inputs)
+        active = any(value.active for value in inputs) and call.name not in _SHAPED
         sources = frozenset[str]() if active else frozenset().union(*(value.sources for value in inputs))
         self.calls.append(call)
         for place, tensor in enumerate(results if isinstance(results, (tuple, list)) else [results]):
@@ -500,13 +553,23 @@ class _Recorder(TorchDispatchMode):
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of one memory share a place; large ones are taken to."""
-    if one.numel() + other.numel() > 1 << 20 or one.dtype != other.dtype:
+    """Whether two views of one memory share a place; large ones that lie between each other are taken to."""
+    if one.dtype != other.dtype:
         return True
-    size = one.untyped_storage().nbytes() // one.element_size()
-    hit = torch.zeros(size, dtype=torch.bool)
-    hit.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
-    return bool(hit.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+    spans = []
+    for view in (one, other):
+        first = view.storage_offset()
+        reach = 1 + sum((size - 1) * step for size, step in zip(view.shape, view.stride(), strict=True))
+        spans.append((first, first + reach if view.numel() else first))
+    start, end = max(first for first, _ in spans), min(end for _, end in spans)
+    if start >= end:
+        return False
+    if one.numel() + other.numel() > 1 << 20:
+        return True
+    origin = min(first for first, _ in spans)
+    hit = torch.zeros(max(end for _, end in spans) - origin, dtype=torch.bool)
+    hit.as_strided(one.shape, one.stride(), one.storage_offset() - origin).fill_(True)
+    return bool(hit.as_strided(other.shape, other.stride(), other.storage_offset() - origin).any())
 
 
 def _follow(call: Call, place: int) -> tuple[str | None, Tensor | None, int]:

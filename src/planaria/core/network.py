@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from planaria.core.autodiff import plain_kernels
+from planaria.core.autodiff import plain_kernels, steps_matter
+from planaria.core.devices import check_autocast
 from planaria.core.errors import InputError
+from planaria.core.memory import at_once
+from planaria.core.port import PLAIN, Inputs, Port
 from planaria.core.trees import Entries, Weights, digest
 
 
@@ -32,6 +35,7 @@ class Network:
         plasticity: Parameter name -> tensor of the parameter's shape; every move of an entry is multiplied by it.
             0 = pinned for good, 1 = ordinary.
         inputs: A few example inputs [examples, ...], from which the anatomy is traced; None if not given.
+        port: How rows become what the module takes, and which of its outputs counts.
 
     Not guaranteed: that a module whose forward depends on hidden mutable state computes the same twice.
 
@@ -46,27 +50,33 @@ class Network:
     buffers: dict[str, Tensor]
     plasticity: Weights
     inputs: Tensor | None = None
+    port: Port = PLAIN
 
     @staticmethod
-    def of(model: nn.Module, inputs: Tensor | None = None) -> Network:
+    def of(model: nn.Module, inputs: Inputs | None = None, output: str | int | None = None) -> Network:
         """Copy a module into a value; the module is left exactly as it was.
 
         Args:
             model: Any module. Its mode, gradients, hooks and tensors stay untouched. Parameters that do not require
                 gradients are pinned, unless that holds for all of them (a model that was only prepared for inference).
-            inputs: Example inputs [examples, ...]; a few suffice. Needed for damage to units.
+            inputs: Example inputs; a few suffice. A tensor [examples, ...], a tuple of positional arguments, or a
+                mapping of keyword arguments (a Hugging Face BatchEncoding, for example). Needed for damage to units.
+            output: Where the model returns several tensors: name or place of the one that counts. By default "logits"
+                where it is there, else the first tensor of floating-point numbers.
 
         Returns:
             Network with plasticity 1, except where pinned.
 
         Raises:
-            InputError: If a weight or buffer holds NaN or infinity, or the model has no parameters.
+            InputError: If a weight or buffer holds NaN or infinity, the model has no parameters, or it needs arguments
+                that the inputs do not give.
 
         Example:
             >>> Network.of(nn.Linear(2, 1)).weights.keys()
             dict_keys(['weight', 'bias'])
         """
         _check(model, inputs)
+        port = Port(output=output) if inputs is None else Port.of(model, inputs, output, "Network.of(inputs)")
         weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         buffers = {name: tensor.detach().clone() for name, tensor in model.named_buffers()}
         if not weights:
@@ -80,33 +90,64 @@ class Network:
                     f"{count} NaN or infinite of {tensor.numel()}",
                     "Load weights that were saved from a healthy network.",
                 )
-        example = None if inputs is None else inputs.detach()[:2].clone()
+        example = None if inputs is None else port.rows(inputs).detach()[:2].clone()
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         plasticity = {
             name: torch.zeros_like(ones) if name in frozen and len(frozen) < len(weights) else ones
             for name, ones in _ones(weights).items()
         }
-        return Network(_skeleton(model), weights, buffers, plasticity, example)
+        return Network(_skeleton(model), weights, buffers, plasticity, example, port)
 
-    def __call__(self, inputs: Tensor, weights: Weights | None = None) -> Any:
+    def __call__(self, inputs: Inputs, weights: Weights | None = None) -> Any:
         """Outputs for `inputs` in eval mode.
 
         Args:
-            inputs: [examples, ...].
+            inputs: [examples, ...]; or the arguments that the module takes, as given to `of`.
             weights: Used instead of the network's own, for example with gradients attached.
 
         Returns:
-            What the module returns; for a classifier, logits [examples, classes]. Carries no graph unless
-            `weights` requires gradients.
+            What the module returns, of several tensors the one that counts; for a classifier, logits
+            [examples, classes]. Carries no graph unless `weights` requires gradients. Inputs so many that the pass
+            would need gigabytes are taken in parts.
 
         Example:
             >>> Network.of(nn.Linear(1, 1))(torch.ones(1, 1)).requires_grad
             False
         """
+        rows = self.port.rows(inputs)
+        if weights is None and (size := self.at_once(rows)) < len(rows):
+            return torch.cat([self._run(some) for some in rows.split(size)])
+        return self._run(rows, weights)
+
+    def at_once(self, rows: Tensor, count: int | None = None) -> int:
+        """How many examples one pass without gradients may take without needing gigabytes.
+
+        Args:
+            rows: Some of them, [examples, ...].
+            count: How many there are; by default as many as rows.
+        """
+        return at_once(self.module, rows, self._run, count)
+
+    def _run(self, rows: Tensor, weights: Weights | None = None) -> Any:
         # Cloned because some modules write into their buffers even in eval mode.
         buffers = {name: tensor.clone() for name, tensor in self.buffers.items()}
-        with plain_kernels(), torch.set_grad_enabled(weights is not None):
-            return functional_call(self.module, (weights or self.weights, buffers), (inputs,))
+        written_out = steps_matter(self.module, self.device)
+        with plain_kernels(recurrence=written_out), torch.set_grad_enabled(weights is not None):
+            return self.evaluate(rows, weights or self.weights, buffers)
+
+    def evaluate(self, rows: Tensor, weights: Weights, buffers: Mapping[str, Tensor]) -> Any:
+        """Outputs as `__call__` gives them, under whatever modes the caller has set; buffers may be written to.
+
+        Args:
+            rows: [examples, ...].
+            weights: All weights.
+            buffers: All buffers.
+        """
+
+        def called(*args: Tensor, **kwargs: Tensor) -> Any:
+            return functional_call(self.module, (weights, dict(buffers)), args, kwargs)
+
+        return self.port(called, rows)
 
     def with_weights(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> Network:
         """The same network with some tensors exchanged.
@@ -139,9 +180,38 @@ class Network:
                 raise InputError(f"Network.with_plasticity({name!r})", "multipliers of at least 0", "a negative or NaN")
         return replace(self, plasticity={**self.plasticity, **plasticity})
 
-    def with_inputs(self, inputs: Tensor) -> Network:
-        """The same network with example inputs [examples, ...] for its anatomy."""
-        return self if self.inputs is not None else replace(self, inputs=inputs.detach()[:2].clone())
+    def with_inputs(self, inputs: Inputs) -> Network:
+        """The same network with example inputs for its anatomy, where it has none; see `of`."""
+        if self.inputs is not None:
+            return self
+        _check(self.module, inputs)
+        port = Port.of(self.module, inputs, self.port.output)
+        port = replace(port, autocast=self.port.autocast)
+        return replace(self, inputs=port.rows(inputs).detach()[:2].to(self.device, copy=True), port=port)
+
+    def with_autocast(self, dtype: torch.dtype | None) -> Network:
+        """The same network in mixed precision: products and convolutions in `dtype`, weights as they are.
+
+        Holds for passes and training alike. Outputs are single precision; they differ from those without in the third
+        digit, and sweeps only take ways that run the same operations again.
+
+        Args:
+            dtype: torch.bfloat16 or torch.float16; None for the weights' own type.
+
+        Raises:
+            EnvironmentProblem: The network's device cannot compute products in this type.
+            InputError: Weights that are not single precision.
+
+        Example:
+            >>> Network.of(nn.Linear(2, 1)).with_autocast(torch.bfloat16)(torch.ones(3, 2)).dtype
+            torch.float32
+        """
+        if dtype is not None:
+            check_autocast(self.device, dtype, "Network.with_autocast")
+            others = {w.dtype for w in self.weights.values() if w.is_floating_point()} - {torch.float32}
+            if others:
+                raise InputError("Network.with_autocast", "weights in single precision", f"{others.pop()}")
+        return replace(self, port=replace(self.port, autocast=dtype))
 
     def pin(self, entries: Entries) -> Network:
         """The same network with the selected entries pinned: plasticity 0, so that no flow moves them.
@@ -259,9 +329,9 @@ def _check(model: object, inputs: object) -> None:
         raise InputError(
             f"Network.of(model).{lazy[0]}", "weights of known shape", "a lazy one", "Run the model once first."
         )
-    if inputs is not None and not (isinstance(inputs, Tensor) and inputs.ndim > 0 and len(inputs) > 0):
-        got = f"shape {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise InputError("Network.of(inputs)", "a tensor [examples, ...] with at least one example", got)
+    if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
+        expected = "a tensor [examples, ...] with at least one example"
+        raise InputError("Network.of(inputs)", expected, f"shape {list(inputs.shape)}")
 
 
 def _ones(weights: Weights) -> Weights:

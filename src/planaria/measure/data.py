@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from planaria.core.errors import InputError
+from planaria.core.port import LABELS, Inputs, Layout
 from planaria.core.trees import digest
+from planaria.measure.labels import IGNORED, counting
 
 
 def _not_finite(tensor: Tensor) -> int:
@@ -30,6 +32,7 @@ class Data:
     Args:
         inputs: Tensor [N, ...].
         targets: Tensor [N, ...]. Integer targets are kept as int64.
+        layout: How the tensors that a model takes lie side by side in `inputs`; None if it takes one tensor.
 
     Raises:
         InputError: Not tensors, no rows, different lengths, or NaN / Inf.
@@ -45,6 +48,7 @@ class Data:
 
     inputs: Tensor
     targets: Tensor
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
@@ -86,7 +90,10 @@ class Data:
 
         Args:
             source: Data; a pair of tensors, arrays or lists; an object with `__getitem__` and `__len__` that
-                gives (input, target); or an iterable of (inputs, targets) batches, which are concatenated.
+                gives (input, target); or an iterable of (inputs, targets) batches, which are concatenated. Inputs that
+                are a tuple or a mapping of tensors are the positional or keyword arguments of a model that takes
+                several. Instead of (inputs, targets), a mapping may hold the targets under "labels", as Hugging Face
+                has them.
             where: Name for error messages.
 
         Returns:
@@ -98,23 +105,37 @@ class Data:
         Example:
             >>> Data.of(([[0.0, 1.0], [2.0, 3.0]], [0, 1])).inputs.shape
             torch.Size([2, 2])
+            >>> Data.of({"input_ids": [[5, 7], [5, 8]], "attention_mask": [[1, 1], [1, 0]], "labels": [0, 1]})
+            <Data: 2 rows, inputs input_ids [2], attention_mask [2], targets []>
         """
         if isinstance(source, Data):
             return source
-        if isinstance(source, tuple | list) and len(source) == 2 and not _is_pair(source[0]):
-            inputs, targets = _tensor(source[0], f"{where}.inputs"), _tensor(source[1], f"{where}.targets")
+        if isinstance(source, Mapping) and LABELS & source.keys():
+            source = _labelled(source, where)
+        if isinstance(source, tuple | list) and len(source) == 2 and _are_columns(*source):
+            inputs, layout = _packed(source[0], f"{where}.inputs")
+            targets = _tensor(source[1], f"{where}.targets")
         else:
             rows = _rows(source, where)
-            xs = [_tensor(x, f"{where}.inputs") for x, _ in rows]
             ys = [_tensor(y, f"{where}.targets") for _, y in rows]
-            join = torch.cat if _are_batches(source, xs, ys) else torch.stack
+            firsts = [_tensor(_first(x), f"{where}.inputs") for x, _ in rows]
+            batches = _are_batches(source, firsts, ys)
+            layout = None
+            xs = firsts
+            if isinstance(rows[0][0], Mapping | tuple | list):
+                packed = [_packed(x if batches else _alone(x), f"{where}.inputs") for x, _ in rows]
+                layout = packed[0][1]
+                if wrong := [other for _, other in packed if other != layout]:
+                    raise InputError(f"{where}.inputs", f"examples of one form: {layout}", f"{wrong[0]}", "Pad them.")
+                xs = [x if batches else x[0] for x, _ in packed]
+            join = torch.cat if batches else torch.stack
             try:
                 inputs, targets = join(xs), join(ys)
             except RuntimeError as problem:
                 got = str(problem).splitlines()[0]
                 raise InputError(where, "examples of one shape", got, "Crop or pad them.") from problem
         try:
-            return Data(inputs, targets)
+            return Data(inputs, targets, layout)
         except InputError as problem:  # the same complaint, under the name the user knows
             name = problem.where.replace("Data", where, 1)
             raise InputError(name, problem.expected, problem.got, problem.remedy) from None
@@ -123,8 +144,20 @@ class Data:
         return len(self.inputs)
 
     def __repr__(self) -> str:
-        shapes = f"inputs {list(self.inputs.shape[1:])}, targets {list(self.targets.shape[1:])}"
+        shapes = f"inputs {self.layout or list(self.inputs.shape[1:])}, targets {list(self.targets.shape[1:])}"
         return f"<Data: {len(self)} rows, {shapes}>"
+
+    @property
+    def examples(self) -> Inputs:
+        """Two rows as the model takes them: a tensor, positional or keyword arguments.
+
+        The first two; of several tensors, the two with most and least zeros. Padding is then among them, so that what a
+        network does about it is seen.
+        """
+        if self.layout is None:
+            return self.inputs[:2]
+        order = (self.inputs != 0).sum(1).argsort()
+        return self.layout.unpack(self.inputs[order[[0, -1]] if len(self) > 1 else order])
 
     def take(self, rows: int | slice | Sequence[int] | Tensor) -> Data:
         """These rows: the first `rows` when a number, else the rows with these indices.
@@ -144,14 +177,14 @@ class Data:
                     f"indices from 0 to {len(self) - 1}",
                     f"{int(rows.min())} to {int(rows.max())}",
                 )
-        return Data(self.inputs[rows], self.targets[rows])
+        return Data(self.inputs[rows], self.targets[rows], self.layout)
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on a device; itself where it is there already."""
         inputs, targets = self.inputs.to(device), self.targets.to(device)
         if inputs is self.inputs and targets is self.targets:
             return self
-        return Data(inputs, targets)
+        return Data(inputs, targets, self.layout)
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -164,10 +197,53 @@ class Data:
         return hashlib.sha256("".join(self.hashes.values()).encode()).hexdigest()
 
 
+def _are_columns(inputs: object, targets: object) -> bool:
+    """Whether two things are all inputs and all targets; else they are two examples or batches."""
+    if isinstance(targets, Mapping):
+        return False
+    if not _is_pair(inputs):
+        return True
+    # Two tensors: the positional inputs of a model, unless the other one is such a pair as well.
+    return hasattr(targets, "shape") and getattr(targets, "ndim", 0) > 0
+
+
+def _labelled(row: Mapping[Any, Any], where: str) -> tuple[object, object]:
+    """A mapping that holds the targets too, as (inputs, targets)."""
+    names = sorted(LABELS & row.keys())
+    if len(names) > 1:
+        raise InputError(where, "targets under one name", ", ".join(names), "Remove one.")
+    return {name: part for name, part in row.items() if name not in LABELS}, row[names[0]]
+
+
+def _packed(inputs: Any, where: str) -> tuple[Tensor, Layout | None]:
+    """Inputs as one tensor, and how several lie in it."""
+    several = isinstance(inputs, Mapping) or (
+        isinstance(inputs, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in inputs)
+    )
+    layout = Layout.of(inputs, where) if several else None
+    return (_tensor(inputs, where), None) if layout is None else (layout.pack(inputs, where), layout)
+
+
+def _alone(example: Any) -> Any:
+    """The arguments for one example as those for a batch of one."""
+    if isinstance(example, Mapping):
+        return {name: None if part is None else torch.as_tensor(part)[None] for name, part in example.items()}
+    return tuple(torch.as_tensor(part)[None] for part in example)
+
+
+def _first(inputs: Any) -> object:
+    """The first tensor of what a model is called with."""
+    if isinstance(inputs, Mapping):
+        return next((part for part in inputs.values() if part is not None), ())
+    return inputs[0] if isinstance(inputs, tuple | list) and inputs and hasattr(inputs[0], "shape") else inputs
+
+
 def _is_pair(value: object) -> bool:
     # Tells a list of two examples or batches, (x, y) each, from the pair (inputs, targets).
-    is_two = isinstance(value, tuple | list) and len(value) == 2
-    return is_two and hasattr(value[0], "shape") and (hasattr(value[1], "shape") or isinstance(value[1], int))  # type: ignore[index]
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    shaped = hasattr(value[0], "shape") and (hasattr(value[1], "shape") or isinstance(value[1], int))
+    return shaped or isinstance(value[0], Mapping)
 
 
 def _are_batches(source: object, xs: list[Tensor], ys: list[Tensor]) -> bool:
@@ -206,6 +282,8 @@ def _rows(source: object, where: str) -> list[tuple[object, object]]:
         if not hasattr(source, "__iter__"):
             items = map(items.__getitem__, range(len(items)))
         for item in items:
+            if isinstance(item, Mapping) and LABELS & item.keys():
+                item = _labelled(item, where)
             if not (isinstance(item, tuple | list) and len(item) == 2):
                 rows, got = [], f"an element of type {type(item).__name__}"
                 break
@@ -261,6 +339,8 @@ def sorted_by_class(labels: Tensor) -> bool:
 def check_labels(labels: Tensor, classes: int | None, where: str) -> None:
     """Complain unless the labels are integers from 0 to classes - 1 (from 0 up when `classes` is None).
 
+    In sequences -100 is no label, but every example must have one.
+
     Raises:
         InputError: Named `where`, with the first offending label and its index.
     """
@@ -272,6 +352,8 @@ def check_labels(labels: Tensor, classes: int | None, where: str) -> None:
             'Convert the labels to integers, or for a regression use loss "mse" and score "r2".',
         )
     bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if labels.ndim > 1:
+        bad &= labels != IGNORED
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
         expected = "labels from 0" if classes is None else f"labels from 0 to {classes - 1}"
@@ -281,3 +363,5 @@ def check_labels(labels: Tensor, classes: int | None, where: str) -> None:
             f"{int(labels[index])} at index {', '.join(map(str, index))} ({int(bad.sum())} such labels)",
             "Renumber the labels from 0, or set the number of classes.",
         )
+    if labels.ndim > 1:
+        counting(labels, where)

@@ -6,33 +6,27 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import InputError, nearest
+from planaria.core.network import Network
+from planaria.core.port import Port
 from planaria.measure.data import Data as Data
 from planaria.measure.data import check_labels, hold_out
-from planaria.measure.scores import ACCURACY, SCORES, Score, same_shape
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from planaria.measure.losses import LOSSES as LOSSES
+from planaria.measure.losses import Loss as Loss
+from planaria.measure.losses import cross_entropy as cross_entropy
+from planaria.measure.losses import mse as mse
+from planaria.measure.scores import Score, score_named
 
 FORWARD_BATCH = 1000
 
-
-def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of class scores [N, classes, ...] against labels [N, ...], in nats."""
-    return nn.functional.cross_entropy(outputs, labels)
-
-
-def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error. [N, 1] and [N] match; other shapes raise instead of being broadcast."""
-    outputs, targets = same_shape(outputs, targets)
-    return nn.functional.mse_loss(outputs, targets.to(outputs.dtype))
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
+KEPT = 1 << 29
+"""Bytes of outputs that are kept for a score which could be summed up instead."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,11 +74,11 @@ class Task:
 
     def __post_init__(self) -> None:
         for name, data in self.splits.items():
-            if data.inputs.shape[1:] != self.train.inputs.shape[1:]:
+            if data.inputs.shape[1:] != self.train.inputs.shape[1:] or data.layout != self.train.layout:
                 raise InputError(
                     f"Task.{name}.inputs",
-                    f"rows of shape {list(self.train.inputs.shape[1:])} as in train",
-                    list(data.inputs.shape[1:]),
+                    f"rows of shape {self.train.layout or list(self.train.inputs.shape[1:])} as in train",
+                    f"{data.layout or list(data.inputs.shape[1:])}",
                     "Bring all splits to one shape.",
                 )
             if self.classes is not None:
@@ -109,8 +103,9 @@ class Task:
             train: Anything `Data.of` takes.
             test: The same.
             validation: The same, or None: the last part of train.
-            loss: "cross_entropy", "mse" or a function (outputs, targets) -> mean loss.
-            score: "accuracy", "r2", a Score, or a function (outputs, targets) -> float, higher is better.
+            loss: "cross_entropy", "mse", "cosine" or a function (outputs, targets) -> mean loss.
+            score: A name (see `planaria.measure.scores`), a Score, or a function (outputs, targets) -> float, higher is
+                better.
             validation_share: Share of train, above 0 and below 1, that becomes validation when none is given.
             classes: Number of classes; the largest label + 1 when not given and the task is a classification.
 
@@ -140,7 +135,7 @@ class Task:
         function: Loss = loss if callable(loss) else _known(loss, LOSSES, "loss")
         scorer = _scorer(score)
         labels = not any(data.targets.is_floating_point() for data in given.values())
-        if scorer is ACCURACY or classes is not None or (function is cross_entropy and labels):
+        if scorer.labels or classes is not None or (function is cross_entropy and labels):
             for part, data in given.items():
                 check_labels(data.targets, classes, f"{part}.targets")
             classes = classes or 1 + max(int(data.targets.max()) for data in given.values())
@@ -154,15 +149,23 @@ class Task:
     def outputs(self, net: Callable[[Tensor], Tensor], data: Data) -> Tensor:
         """Outputs of the network for every input of `data`, without gradients, 1,000 inputs at a time.
 
-        An `nn.Module` is put in eval mode for the call, and back.
+        Fewer where a pass would need gigabytes. An `nn.Module` is put in eval mode for the call, and back.
 
         Raises:
             InputError: The network returns no tensor with one row per input.
         """
-        parts = []
+        return torch.cat([outputs for outputs, _ in self._passes(net, data)])
+
+    def _passes(self, net: Callable[[Tensor], Tensor], data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs with their targets, some rows at a time."""
+        forward = self._taking(net, data)
+        size = FORWARD_BATCH
+        if isinstance(net, Network):
+            count = min(size, len(data))
+            size = self._forward(lambda rows: net.at_once(rows, count), data.inputs[:1])
         with torch.no_grad(), _eval_mode(net):
-            for batch in torch.split(data.inputs, FORWARD_BATCH):
-                out = self._forward(net, batch)
+            for batch, targets in zip(data.inputs.split(size), data.targets.split(size), strict=True):
+                out = self._forward(forward, batch)
                 if not isinstance(out, Tensor) or out.ndim == 0 or len(out) != len(batch):
                     raise InputError(
                         "network",
@@ -170,10 +173,21 @@ class Task:
                         f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__,
                         "Wrap the network so that its forward returns only that tensor.",
                     )
-                parts.append(out)
-        return torch.cat(parts)
+                yield out, targets
 
-    def _forward(self, net: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    def _taking(self, net: Callable[..., Any], data: Data) -> Callable[[Tensor], Any]:
+        """The network as a function of rows like those of `data`."""
+        if isinstance(net, Network):
+            if data.layout is not None and data.layout != net.port.layout:
+                got = "one plain tensor" if net.port.layout is None else f"{net.port.layout}"
+                remedy = "Build it with the task's own inputs: Network.of(model, task.train.examples)."
+                raise InputError("network", f"one that takes {data.layout}", got, remedy)
+            return net
+        if isinstance(net, nn.Module) or data.layout is not None:
+            return partial(Port.of(net, data.examples), net)
+        return net
+
+    def _forward(self, net: Callable[[Tensor], Any], batch: Tensor) -> Any:
         try:
             return net(batch)
         except (RuntimeError, IndexError, TypeError, ValueError) as problem:
@@ -189,7 +203,19 @@ class Task:
     def score(self, net: Callable[[Tensor], Tensor], data: Data | None = None) -> float:
         """Score of the network on the test split, or on `data`. A score of NaN is reported as -inf."""
         data = self.test if data is None else data
-        value = float(self.scorer.function(self.outputs(net, data), data.targets))
+        passes = self._passes(net, data)
+        first, targets = next(passes)
+        scorer = self.scorer
+        large = first.nbytes * (len(data) / len(first)) > KEPT
+        if large and (scorer.per_example is not None or scorer.pooled is not None):
+            total, count = _sums(scorer, first, targets)
+            del first
+            for outputs, targets in passes:
+                more, further = _sums(scorer, outputs, targets)
+                total, count = total + more, count + further
+            value = scorer.of_mean(total / count) if scorer.per_example is None else total / count
+        else:
+            value = float(scorer.function(torch.cat([first, *(outputs for outputs, _ in passes)]), data.targets))
         return -math.inf if math.isnan(value) else value
 
     @property
@@ -219,7 +245,7 @@ class Task:
             "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
             "chance": self.chance,
             "classes": self.classes,
-            "input_shape": list(self.train.inputs.shape[1:]),
+            "input_shape": list(self.train.inputs.shape[1:]) if self.train.layout is None else f"{self.train.layout}",
             "splits": {name: len(data) for name, data in self.splits.items()},
             "split_rule": self.split,
             "sha256": {f"{name}.{array}": h for name, data in self.splits.items() for array, h in data.hashes.items()},
@@ -243,6 +269,14 @@ class Task:
         return hash(self._identity())
 
 
+def _sums(score: Score, outputs: Tensor, targets: Tensor) -> tuple[float, int]:
+    """Sum and number of what a score is the mean of, or a function of the mean."""
+    if score.per_example is not None:
+        return float(score.per_example(outputs, targets).double().sum()), len(outputs)
+    assert score.pooled is not None
+    return score.pooled(outputs, targets)
+
+
 def _known(word: object, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(word, str) or word not in table:
         raise InputError(where, "a known name or a function", repr(word), nearest(str(word), table))
@@ -254,8 +288,7 @@ def _scorer(score: object) -> Score:
         return score
     if callable(score):
         return Score(getattr(score, "__name__", type(score).__name__), score)
-    found: Score = _known(score, SCORES, "score")
-    return found
+    return score_named(str(score))
 
 
 @contextmanager
