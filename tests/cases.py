@@ -16,21 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from architectures import (
+    GPT2,
+    Bert,
     CalledTwice,
     Choosing,
     Concatenating,
+    ConvNext,
     Decoder,
     Encoder,
     Functional,
     Gated,
+    GatedHalves,
     GroupedQueries,
+    InvertedResidual,
+    Layers,
+    Llama,
+    LongShort,
     Recurrent,
     Residual,
     SeparateProjections,
     StackedHeads,
+    Steps,
+    Tables,
     Tied,
     Tokens,
     TwoViews,
+    VisionTransformer,
     WrittenOut,
 )
 from planaria.core.anatomy import Anatomy
@@ -170,6 +181,10 @@ def _outgoing(*pairs: tuple[str, int], kind: str = "neuron") -> Units:
 
 def _incoming(*pairs: tuple[str, int], kind: str = "neuron") -> Units:
     return {layer: (count, kind, "incoming") for layer, count in pairs}
+
+
+def _cells(*pairs: tuple[str, int]) -> Units:
+    return _both(*pairs, kind="recurrent")
 
 
 def _branches(*pairs: tuple[str, int]) -> Units:
@@ -380,7 +395,7 @@ _ROWS = (
         lambda: Recurrent(nn.GRU),
         (4, 4),
         {"rnn": (5, "tap", "incoming"), "fc1": (4, "neuron", "both")},
-        ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "fc2"),
+        ("fc2",),
         taps=("rnn",),
     ),
     NetworkCase("called-twice", 17, CalledTwice, (6,), _incoming(("first", 5), ("shared", 5)), ("head",)),
@@ -391,8 +406,7 @@ _ROWS = (
         20,
         Tokens,
         (4,),
-        {**_both(("fc1", 5)), **_incoming(("fc2", 6))},
-        ("embed",),
+        {**_outgoing(("embed", 6), kind="embedding"), **_both(("fc1", 5)), **_incoming(("fc2", 6))},
         tokens=7,
         classes=7,
     ),
@@ -421,7 +435,7 @@ _ROWS = (
         {**_incoming(("a", 3), ("b", 2), kind="channel"), **_both(("mix", 4), kind="channel")},
         ("fc",),
     ),
-    NetworkCase("gated", 25, Gated, (6,), _both(("gate", 5), ("up", 5)), ("down",)),
+    NetworkCase("gated", 25, Gated, (6,), _both(("gated", 5)), ("gate", "up", "down")),
     NetworkCase("double", 26, _mlp(nn.ReLU), (6,), _both(("0", 7), ("2", 5)), ("4",), double=True),
     NetworkCase(
         "one-unit-per-layer",
@@ -445,7 +459,7 @@ _ROWS = (
         lambda: Recurrent(nn.LSTM),
         (4, 4),
         {"rnn": (5, "tap", "incoming"), "fc1": (4, "neuron", "both")},
-        ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "fc2"),
+        ("fc2",),
         taps=("rnn",),
         double=True,
     ),
@@ -456,6 +470,147 @@ _ROWS = (
         (4, 5),
         _both(("0", 6)),
         ("3",),
+    ),
+    NetworkCase("lstm", 34, lambda: Recurrent(nn.LSTM), (4, 4), {**_cells(("rnn", 5)), **_both(("fc1", 4))}, ("fc2",)),
+    NetworkCase("gru", 35, lambda: Recurrent(nn.GRU), (4, 4), {**_cells(("rnn", 5)), **_both(("fc1", 4))}, ("fc2",)),
+    NetworkCase(
+        "lstm-stacked",
+        36,
+        lambda: Layers(nn.LSTM(4, 3, 2, bidirectional=True, batch_first=True), 6),
+        (3, 4),
+        _cells(("rnn.l0", 3), ("rnn.l0_reverse", 3), ("rnn.l1", 3), ("rnn.l1_reverse", 3)),
+        ("head",),
+    ),
+    NetworkCase(
+        "rnn-no-bias",
+        37,
+        lambda: Layers(nn.RNN(4, 5, bias=False, batch_first=True), 5),
+        (3, 4),
+        _cells(("rnn", 5)),
+        ("head",),
+    ),
+    NetworkCase(
+        "gru-steps",
+        38,
+        lambda: Steps(nn.GRUCell(4, 5)),
+        (3, 4),
+        {**_incoming(("cell", 5), kind="recurrent"), **_branches(("skip", 5))},
+        ("cell.weight_ih", "cell.weight_hh", "head"),
+    ),
+    NetworkCase(
+        "lstm-steps",
+        39,
+        lambda: Steps(nn.LSTMCell(4, 5)),
+        (3, 4),
+        {**_incoming(("cell", 5), kind="recurrent"), **_branches(("skip", 5))},
+        ("cell.weight_ih", "cell.weight_hh", "head"),
+    ),
+    NetworkCase(
+        "lstm-written-out",
+        40,
+        LongShort,
+        (3, 4),
+        _incoming(("gates", 5), kind="recurrent"),  # its first state is a weight that the same columns read
+        ("start", "head"),
+    ),
+    NetworkCase(
+        "gated-halves",
+        41,
+        GatedHalves,
+        (2, 5, 5),
+        {**_both(("conv", 4), ("down", 6), kind="channel"), **_both(("both", 5))},
+        ("head",),
+    ),
+    NetworkCase(
+        "inverted-residual",
+        42,
+        InvertedResidual,
+        (2, 5, 5),
+        {
+            # A channel is made by its depthwise filter and weighed by the excitation.
+            **_both(("expand", 6), ("gated", 6), ("excite.fc1", 3), kind="channel"),
+            **_branches(("stem", 4), ("project", 4)),
+        },
+        ("depthwise", "excite.fc2", "head"),
+    ),
+    NetworkCase(
+        "convnext",
+        43,
+        ConvNext,
+        (2, 6, 6),
+        {
+            **_both(("depthwise", 4), kind="channel"),
+            **_both(("up", 6)),
+            **_branches(("stem", 4), ("down", 4)),
+        },
+        ("last", "head"),
+    ),
+    NetworkCase(
+        "llama",
+        44,
+        Llama,
+        (4,),
+        {
+            **_incoming(("embed_tokens", 8), kind="embedding"),
+            **_outgoing(("self_attn", 4), kind="head"),
+            **_both(("mlp", 6)),
+            **_branches(("self_attn.o_proj", 8), ("mlp.down_proj", 8)),
+        },
+        (
+            *(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "q_norm")),
+            *("mlp.gate_proj", "mlp.up_proj", "input_norm", "post_norm", "norm", "lm_head"),
+        ),
+        tokens=7,
+        classes=7,
+    ),
+    NetworkCase(
+        "gpt2",
+        45,
+        GPT2,
+        (4,),
+        {
+            **_outgoing(("attention", 3), kind="head"),
+            **_both(("c_fc", 5)),
+            **_branches(("c_proj", 6), ("c_out", 6)),
+        },
+        ("wte", "wpe", "c_attn", "ln_1", "ln_2", "ln_f"),
+        tokens=7,
+        classes=7,
+    ),
+    NetworkCase(
+        "bert",
+        46,
+        Bert,
+        (4,),
+        {
+            **_incoming(("words", 6), ("types", 6), kind="embedding"),
+            **_outgoing(("attention", 2), kind="head"),
+            **_both(("intermediate", 5), ("pooler", 4)),
+            **_branches(("attention.output", 6), ("output", 6)),
+        },
+        ("positions", "norm0", "norm1", "norm2", *(f"attention.{part}" for part in ("query", "key", "value"))),
+        tokens=7,
+    ),
+    NetworkCase(
+        "vision-transformer",
+        47,
+        VisionTransformer,
+        (2, 6, 6),
+        {
+            **_outgoing(("attention", 2), kind="head"),
+            **_both(("fc1", 5)),
+            **_branches(("patches", 6), ("proj", 6), ("fc2", 6)),
+        },
+        ("qkv", "token", "positions", "norm1", "norm2", "norm", "head"),
+    ),
+    NetworkCase(
+        "embeddings",
+        48,
+        Tables,
+        (4,),
+        {**_both(("words", 5), ("table", 4), kind="embedding"), **_both(("fc", 6))},
+        ("head",),
+        tokens=7,
     ),
 )
 NETWORKS: dict[str, NetworkCase] = {case.name: case for case in _ROWS}
@@ -488,6 +643,11 @@ def shifted(case: NetworkCase) -> RandomUnits:
     """Units that have a shift, which is what StuckAt needs."""
     groups = Anatomy.of(case.network()).groups
     return RandomUnits(layers=tuple(group.layer for group in groups if group.owners["shift"]))
+
+
+def stuck(case: NetworkCase) -> Damage:
+    """Units stuck at a value; silent ones where no unit has a shift that could hold it, such as gated ones."""
+    return Damage(StuckAt(0.7), shifted(case)) if shifted(case).layers else Damage(Silence(), RandomUnits())
 
 
 # --------------------------------------------------------------------------------------- operators and flows
@@ -546,7 +706,7 @@ _OPERATOR_ROWS = (
     Row("silence", lambda case: Damage(Silence(), RandomUnits()).at(0.5)),
     Row("silence-per-layer", lambda case: Damage(Silence(), RandomUnits(per_layer=True)).at(0.3)),
     Row("silence-ranked", lambda case: Damage(Silence(), SITES["ranked"](case)).at(0.4), draws=False),
-    Row("stuck", lambda case: Damage(StuckAt(0.7), shifted(case)).at(0.5)),
+    Row("stuck", lambda case: stuck(case).at(0.5)),
     Row("noise", lambda case: Damage(Noise(0.5), RandomUnits()).at(0.5)),
     Row("edges", lambda case: Damage(Silence(), RandomEntries()).at(0.3)),
     Row("noisy-edges", lambda case: Damage(Noise(0.3, lasting=True), RandomEntries()).at(0.3)),

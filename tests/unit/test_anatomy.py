@@ -144,11 +144,9 @@ class MeanOverTime(nn.Module):
 
 # Forms in which the first layer has no units of its own, with the reason that must be given.
 WITHOUT = {
-    "glu": "glu",
-    "softmax inside": "_softmax",
+    "softmax inside": "a softmax",
     "weight norm": "",
-    "channel shuffle": "channel_shuffle",
-    "circular padding": "copy",
+    "circular padding": "an assignment into another tensor",
 }
 
 FORMS = {

@@ -15,6 +15,7 @@ output. `verify` compares silencing by weights with gating the activation itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +27,16 @@ from torch import Tensor, nn
 from planaria.core.errors import AnatomyError, InputError, nearest
 from planaria.core.graph import Graph, Watch, run, trace
 from planaria.core.network import Network
-from planaria.core.survey import HEADS, OUTPUTS, UNUSED, survey
+from planaria.core.survey import needless, survey
 from planaria.core.trees import Entries, either, remove
 
-KINDS = ("neuron", "channel", "head", "branch", "tap")
-"""Kinds of unit: neuron of a matrix product, feature map of a convolution, attention head, channel that a branch
-adds to a residual stream, channel of a tapped module's output."""
+KINDS = ("neuron", "channel", "head", "recurrent", "embedding", "branch", "tap")
+"""Kinds of unit: neuron of a matrix product (with its gate, if it has one), feature map of a convolution, attention
+head, unit of a recurrent layer with all its gates, dimension of an embedding, channel that a branch adds to a residual
+stream, channel of a tapped module's output."""
+
+ASIDE = ("embedding", "branch")
+"""Kinds that are chosen only where they are named, or where there is nothing else: parts of a residual stream."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -109,11 +114,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Check:
-    """Result of `Anatomy.verify` for one layer: units tried, and the largest difference of any output."""
+    """Result of `Anatomy.verify` for one layer.
+
+    Attributes:
+        layer: Its name.
+        units: Units tried.
+        difference: Largest difference of any output, relative to the largest output.
+        exact: Whether it is below the tolerance.
+    """
 
     layer: str
     units: int
     difference: float
+    exact: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +187,7 @@ class Anatomy:
         for layer, reason in self.unreached.items():
             while layer and layer not in modules:
                 layer = layer.rpartition(".")[0]
-            if layer and reason not in {OUTPUTS, HEADS, UNUSED}:
+            if layer and not needless(reason):
                 found.append(layer)
         return tuple(dict.fromkeys(found))
 
@@ -182,8 +195,8 @@ class Anatomy:
         """Groups of the given kinds and layers.
 
         Args:
-            kinds: Some of KINDS; by default all but branches (branches too where there is nothing else, and where
-                layers are named).
+            kinds: Some of KINDS; by default all but embeddings and branches (these too where there is nothing else,
+                and where layers are named).
             layers: Layer names; by default all.
 
         Raises:
@@ -205,8 +218,8 @@ class Anatomy:
         chosen = [group for group in self.groups if layers is None or group.layer in layers]
         if kinds is not None:
             chosen = [group for group in chosen if group.kind in kinds]
-        elif layers is None and any(group.kind != "branch" for group in chosen):
-            chosen = [group for group in chosen if group.kind != "branch"]
+        elif layers is None and any(group.kind not in ASIDE for group in chosen):
+            chosen = [group for group in chosen if group.kind not in ASIDE]
         if not chosen:
             found = ", ".join(self.kinds) or "no units at all"
             reasons = "; ".join(f"{layer}: {why}" for layer, why in list(self.unreached.items())[:5])
@@ -297,6 +310,7 @@ class Anatomy:
         *,
         per_layer: int = 64,
         tolerance: float = 1e-5,
+        strict: bool = True,
     ) -> tuple[Check, ...]:
         """Prove that silencing units by their weights equals gating their activation.
 
@@ -308,12 +322,14 @@ class Anatomy:
             inputs: [examples, ...]; by default the network's example inputs.
             per_layer: Units tried in each layer, evenly spaced.
             tolerance: Relative to the largest output.
+            strict: Whether to raise where the two disagree; else the check of that layer says so.
 
         Returns:
             One Check per layer.
 
         Raises:
-            AnatomyError: Naming the first layer and unit for which the two disagree.
+            AnatomyError: Naming the first layer and unit for which the two disagree, or a layer that these inputs do
+                not reach.
         """
         inputs = net.inputs if inputs is None else inputs
         if inputs is None:
@@ -335,15 +351,15 @@ class Anatomy:
             worst = 0.0
             for units in [[index] for index in spaced] + [list(range(0, group.count, 2))]:
                 difference = self._disagreement(net, inputs, group, gates, units)
-                if not difference <= tolerance * scale:
+                if strict and not difference <= tolerance * scale:
                     raise AnatomyError(
                         f"layer {group.layer!r}",
                         f"silencing unit {units[0]} by weights to equal gating its activation",
                         f"outputs {difference:.3g} apart",
                         "Tap the layer instead: tap(net, [layer]).",
                     )
-                worst = max(worst, difference)
-            checks.append(Check(group.layer, len(spaced), worst))
+                worst = max(worst, difference / scale) if difference == difference else math.inf
+            checks.append(Check(group.layer, len(spaced), worst, worst <= tolerance))
         return tuple(checks)
 
     def _disagreement(

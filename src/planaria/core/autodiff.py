@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from planaria.core.devices import without_tf32
 from planaria.core.trees import Weights, zip_map
 
 
 @contextmanager
 def plain_kernels(*, attention: bool = False, recurrence: bool = False) -> Iterator[None]:
-    """Run with the encoder fast path off and, if asked, with more written out; restores everything afterwards.
+    """Run in full precision with the encoder fast path off and, if asked, more written out; restores it all afterwards.
 
     Args:
         attention: Also replace fused attention by its mathematical form (needed for derivatives along directions).
-        recurrence: Also replace fused recurrent kernels on the CPU by their products.
+        recurrence: Also replace fused recurrent kernels (oneDNN's, cuDNN's) by their products, step by step.
 
     Example:
         >>> with plain_kernels(attention=True):
@@ -32,16 +34,38 @@ def plain_kernels(*, attention: bool = False, recurrence: bool = False) -> Itera
         False
     """
     mkldnn: Any = torch.backends.mkldnn
-    fast, fused = torch.backends.mha.get_fastpath_enabled(), bool(mkldnn.enabled)
+    cudnn: Any = torch.backends.cudnn
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), (bool(mkldnn.enabled), bool(cudnn.enabled))
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         if recurrence:
-            mkldnn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH) if attention else nullcontext():
+            mkldnn.enabled = cudnn.enabled = False
+        with without_tf32(), sdpa_kernel(SDPBackend.MATH) if attention else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        mkldnn.enabled = fused
+        mkldnn.enabled, cudnn.enabled = fused
+
+
+_STEPS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def steps_matter(module: nn.Module, device: torch.device) -> bool:
+    """Whether a module has recurrent layers that the CPU would run by one kernel for all steps, and is there.
+
+    Their units can be seen, and silenced at every step, only where the steps are written out.
+
+    Args:
+        module: Any module; an exported one as well.
+        device: Where it runs.
+    """
+    known = _STEPS.get(module)
+    if known is None:
+        parts = list(module.modules())
+        nodes = [node for part in parts if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes]
+        known = any(isinstance(part, nn.LSTM) for part in parts) or any("lstm" in str(node.target) for node in nodes)
+        _STEPS[module] = known
+    return known and device.type == "cpu"
 
 
 def jvp(function: Callable[[Weights], Tensor], weights: Weights, direction: Weights) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ are run on the labels themselves, so reshapes, permutations and concatenations n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,8 @@ class Finding:
     ends: list[End] = field(default_factory=list)
     exact_by: str = ""
     makers: set[int] = field(default_factory=set)
+    made: dict[int, Tensor] = field(default_factory=dict)
+    """Calls that make its units -> the unit of each entry of what they make."""
 
 
 @dataclass(eq=False)
@@ -45,18 +47,33 @@ class End:
     value: Value | None = None
 
 
-def descend(graph: Graph, value: Value, labels: Tensor) -> list[End]:
-    """Everything that reads a labelled activation, through whatever keeps units apart and zeros zero."""
+def give(finding: Finding, role: str, name: str, owner: Tensor) -> None:
+    """Add owners of a weight's entries to what is known of them."""
+    known = finding.owners[role].get(name)
+    finding.owners[role][name] = owner if known is None else torch.where(owner >= 0, owner, known)
+
+
+def descend(graph: Graph, value: Value, labels: Tensor, uses: Iterable[int] | None = None) -> list[End]:
+    """Everything that reads a labelled activation, through whatever keeps units apart and zeros zero.
+
+    Args:
+        graph: The trace.
+        value: The activation.
+        labels: Unit of each of its entries, -1 for none.
+        uses: The calls that read the activation itself, as far as they count; by default all.
+    """
     ends: list[End] = []
     waiting: list[tuple[Value, Tensor]] = [(value, labels)]
     while waiting:
         value, labels = waiting.pop()
         if graph.is_output(value):
             ends.append(End(len(graph.calls), "output"))
-        for at in dict.fromkeys(value.uses):
+        reading, uses = value.uses if uses is None else uses, None
+        for at in dict.fromkeys(reading):
             call = graph.calls[at]
             further = list(onward(call, value, labels))
-            if not further:
+            lost = call.rearranges and not call.overwritten  # taken apart, and this part is not used
+            if not further and not lost:
                 ends.append(_end(at, call, value, labels))
             waiting.extend(further)
     return ends
@@ -68,9 +85,9 @@ def onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, Te
     if call.overwritten or not any(argument is value for argument in call.arguments):
         return
     if call.rearranges:
-        for out, carried in zip(outputs, call.carry({id(value): labels}), strict=True):
-            if bool((carried >= 0).any()):
-                yield out, carried
+        for out, label in zip(outputs, carried(call, {id(value): labels}), strict=True):
+            if bool((label >= 0).any()):
+                yield out, label
     elif call.pools and call.args[0] is value:
         yield from _pooled(call, outputs[0], labels)
     elif call.name == "bmm" and call.product is None:
@@ -85,6 +102,23 @@ def onward(call: Call, value: Value, labels: Tensor) -> Iterator[tuple[Value, Te
             return
         if keeps_zero(call, value):
             yield outputs[0], labels.expand(outputs[0].tensor.shape)
+
+
+def carried(call: Call, labels: Mapping[int, Tensor]) -> list[Tensor]:
+    """Labels behind a rearrangement; zeros that are put around units count as theirs, because they are silent."""
+    if call.name != "constant_pad_nd" or (len(call.args) > 2 and call.args[2] != 0):
+        return call.carry(labels)
+    label = labels[id(call.args[0])]
+    for place in range(0, len(call.args[1]), 2):
+        axis, widths = label.ndim - 1 - place // 2, call.args[1][place : place + 2]
+        first = label.narrow(axis, 0, 1)
+        if bool((label == first).all()):
+            shape = list(label.shape)
+            shape[axis] += sum(widths)
+            label = first.expand(shape)
+        else:
+            label = torch.constant_pad_nd(label, [0, 0] * (place // 2) + list(widths), -1)
+    return [label]
 
 
 def _pooled(call: Call, out: Value, labels: Tensor) -> Iterator[tuple[Value, Tensor]]:
@@ -120,3 +154,123 @@ def keeps_zero(call: Call, value: Value) -> bool:
         return True
     result = call.evaluate({id(value): torch.zeros_like(value.tensor)})
     return bool((result == 0).all())
+
+
+CONFLICT = -2
+"""Label of what several units have a part in."""
+
+
+def ascend(graph: Graph, starts: Iterable[tuple[int, Value, Tensor]]) -> tuple[dict[int, Tensor], set[int]]:
+    """The products that labelled values are made by, through whatever acts on each unit alone.
+
+    Args:
+        graph: The trace.
+        starts: (call, value that it reads, label of each of its entries); those calls may use the values as they like.
+
+    Returns:
+        Call -> label of each entry of what it makes (-1 for none, CONFLICT for several), for products all of whose
+        labelled output goes nowhere else; and all calls on the way.
+    """
+    labels: dict[int, Tensor] = {}
+    passed: set[int] = set()
+    for at, value, label in starts:
+        passed.add(at)
+        _note(labels, value, label)
+    found: dict[int, Tensor] = {}
+    for at in reversed(range(max(passed, default=0))):
+        call = graph.calls[at]
+        out = next((out for out in call.outputs if out is not None and id(out) in labels), None)
+        if out is None or call.overwritten or any(use not in passed for use in _uses(call)):
+            continue
+        if call.product is not None or call.lookup is not None:
+            found[at] = labels[id(out)]
+        elif call.rearranges:
+            passed.add(at)
+            for value, label in _before(call, labels):
+                _note(labels, value, label)
+        else:
+            shared = _spread(call, out, labels[id(out)])
+            passed |= {at} if shared else set()
+            for value, label in shared:
+                _note(labels, value, label)
+    return found, passed
+
+
+def _uses(call: Call) -> list[int]:
+    return [use for out in call.outputs if out is not None for use in out.uses]
+
+
+def _note(labels: dict[int, Tensor], value: Value, label: Tensor) -> None:
+    """Add what is known of a value's labels."""
+    known = labels.get(id(value))
+    if known is not None:
+        agreed = torch.where((known == -1) | (label == -1), torch.maximum(known, label), CONFLICT)
+        label = torch.where(known == label, known, agreed)
+        label = torch.where((known == CONFLICT) | (label == CONFLICT), CONFLICT, label)
+    labels[id(value)] = label
+
+
+def _before(call: Call, labels: dict[int, Tensor]) -> Iterator[tuple[Value, Tensor]]:
+    """Labels of what a rearrangement was made from: its entries are followed by number."""
+    inputs = [value for value in dict.fromkeys(call.arguments) if value.active]
+    for value in inputs:
+        size = value.tensor.numel()
+        low = torch.full((size,), torch.iinfo(torch.long).max)
+        high = torch.full((size,), -1)
+        conflict = torch.zeros(size, dtype=torch.bool)
+        numbers = call.carry({id(value): torch.arange(size).view(value.tensor.shape)})
+        for out, number in zip(call.outputs, numbers, strict=True):
+            label = None if out is None else labels.get(id(out))
+            if label is None:
+                continue
+            place, label = number.reshape(-1), label.reshape(-1)
+            conflict[place[(place >= 0) & (label == CONFLICT)]] = True
+            known = (place >= 0) & (label >= 0)
+            low.scatter_reduce_(0, place[known], label[known], "amin")
+            high.scatter_reduce_(0, place[known], label[known], "amax")
+        conflict |= (high >= 0) & (low != high)
+        yield value, torch.where(conflict, CONFLICT, high).view(value.tensor.shape)
+
+
+def _spread(call: Call, out: Value, label: Tensor) -> list[tuple[Value, Tensor]]:
+    """Labels of what another operation reads, if it works on each label by itself; empty if there is no rule."""
+    active = [value for value in dict.fromkeys(call.arguments) if value.active]
+    if call.pointwise or call.normalises:
+        return [(value, _narrowed(label, value.tensor.shape)) for value in active]
+    first = call.args[0]
+    shape = first.tensor.shape if isinstance(first, Value) else torch.Size()
+    if call.normalises is False:
+        axes = _normalised(call, len(shape))
+        return [(first, _constant(label, axes).expand(shape))]
+    if call.name in {"mean", "sum"} and label.numel() <= first.tensor.numel():
+        dims = call.args[1] if len(call.args) > 1 and call.args[1] else list(range(len(shape)))
+        if label.ndim < len(shape):
+            for dim in sorted(dim % len(shape) for dim in dims):
+                label = label.unsqueeze(dim)
+        return [(first, label.expand(shape))]
+    if call.name in {"bmm", "baddbmm"} and call.product is None:
+        stacks = _constant(label, [1, 2])
+        return [(value, stacks.expand(value.tensor.shape)) for value in active if value.tensor.ndim == 3]
+    return []
+
+
+def _normalised(call: Call, ndim: int) -> list[int]:
+    """Axes over which layer or group normalisation takes its statistics; of groups, all but the examples."""
+    if call.name == "native_group_norm":
+        return list(range(1, ndim))
+    return list(range(ndim - len(call.args[1]), ndim))
+
+
+def _constant(label: Tensor, axes: list[int]) -> Tensor:
+    """Labels that are the same along some axes, kept with length 1; CONFLICT where they are not."""
+    if not axes:
+        return label
+    low, high = label.amin(axes, True), label.amax(axes, True)
+    return torch.where(low == high, high, CONFLICT)
+
+
+def _narrowed(label: Tensor, shape: torch.Size) -> Tensor:
+    """Labels of a result as those of an operand that was broadcast to it."""
+    extra = label.ndim - len(shape)
+    label = _constant(label, list(range(extra))).reshape(label.shape[extra:])
+    return _constant(label, [axis for axis, size in enumerate(shape) if size == 1 < label.shape[axis]])

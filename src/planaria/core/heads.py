@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from planaria.core.follow import ROLES, Finding, descend, onward
-from planaria.core.graph import Graph
+from planaria.core.follow import CONFLICT, Finding, ascend, descend, onward
+from planaria.core.graph import Graph, Value
+
+SOFTMAX = ("_softmax", "_safe_softmax")
 
 
 def find_heads(graph: Graph) -> list[Finding]:
@@ -20,7 +22,7 @@ def find_heads(graph: Graph) -> list[Finding]:
     for at, call in enumerate(graph.calls):
         out = call.outputs[0] if call.outputs else None
         fused = "scaled_dot_product" in call.name
-        if out is None or not out.active or not (fused or call.name == "_softmax"):
+        if out is None or not out.active or not (fused or call.name in SOFTMAX):
             continue
         shape = out.tensor.shape
         if len(shape) == 4:
@@ -38,69 +40,72 @@ def find_heads(graph: Graph) -> list[Finding]:
     return heads
 
 
-def join(graph: Graph, head: Finding, made: Finding) -> None:
-    """Give a head the rows of the query, key and value products that reach it."""
-    places = _places(graph, head)
-    call = graph.calls[head.first]
-    weighed = {head.first} if call.name != "_softmax" else {at for at, _ in _weighings(graph, head)}
-    for end in made.ends:
-        if end.what != "attention" or end.labels is None or end.at not in places:
+def join(graph: Graph, head: Finding, made: Iterable[Finding]) -> list[str]:
+    """Give the heads of an attention the rows of the query, key and value products that they alone use.
+
+    Returns:
+        Layers whose outputs are its queries, keys or values.
+    """
+    # Labels below the number of heads are for queries and keys, the further ones for values.
+    found, _ = ascend(graph, _starts(graph, head))
+    reached = []
+    for finding in made:
+        low, high = torch.full((finding.count,), 2 * head.count), torch.full((finding.count,), -1)
+        shared = False
+        for at in finding.made.keys() & found.keys():
+            units, labels = finding.made[at].reshape(-1), found[at].reshape(-1)
+            shared = shared or bool((labels == CONFLICT).any())
+            known = (labels >= 0) & (units >= 0)
+            low.scatter_reduce_(0, units[known], labels[known], "amin")
+            high.scatter_reduce_(0, units[known], labels[known], "amax")
+        if not shared and not bool((high >= 0).any()):
             continue
-        by_head = [end.labels[place].unique() for place in places[end.at]]
-        head_of = torch.full((made.count + 1,), -1)
-        for h, channels in enumerate(by_head):
-            head_of[channels[channels >= 0]] = h
-        if any(int((head_of[c[c >= 0]] != h).sum()) for h, c in enumerate(by_head)):
+        reached.append(finding.layer)
+        if shared or bool(((high >= 0) & (low != high)).any()):
             continue  # keys or values that several heads share belong to none of them
-        # Only the values' bias comes out of a head as it is.
-        value = end.at in weighed and (call.name == "_softmax" or end.value is call.args[2])
+        labels = torch.cat([high, torch.tensor([-1])])
+        head_of = torch.where(labels >= 0, labels % head.count, -1)
         for role in ("incoming", "scale", "shift"):
-            into = head.owners[role if value else "incoming"]
-            for name, owner in made.owners[role].items():
-                known, mine = into.get(name), head_of[owner]
-                if bool((mine >= 0).any()):
-                    into[name] = mine if known is None else torch.where(mine >= 0, mine, known)
-        head.makers |= made.makers
+            for name, owner in finding.owners[role].items():
+                # Only the values' bias comes out of a head as it is.
+                value = labels[owner] >= head.count
+                _add(head.owners["incoming"], name, torch.where(value, -1, head_of[owner]))
+                _add(head.owners[role], name, torch.where(value, head_of[owner], -1))
+        head.makers |= finding.makers
+    return reached
 
 
-def _places(graph: Graph, head: Finding) -> dict[int, list[Any]]:
-    """Products of two activations that make up an attention -> for each head, where it is in their arguments."""
-    call = graph.calls[head.first]
-    if call.name != "_softmax":
-        return {head.first: [(slice(None), h) for h in range(head.count)]}
-    places: dict[int, list[Any]] = {}
-    for at, labels in _weighings(graph, head):
-        places[at] = [(labels[:, 0, 0] == h).nonzero().flatten() for h in range(head.count)]
-    # Backwards from the softmax to the product of queries and keys, then forwards again with its stack as labels.
-    makers = {id(value): at for at, other in enumerate(graph.calls) for value in other.outputs if value is not None}
-    path: list[int] = []
-    value = call.args[0]
-    while id(value) in makers and graph.calls[makers[id(value)]].name != "bmm":
-        path.append(makers[id(value)])
-        step = graph.calls[path[-1]]
-        active = [other for other in step.inputs if other.active]
-        if len(active) != 1 or not (step.pointwise or step.rearranges):
-            return places
-        value = active[0]
-    if id(value) not in makers:
-        return places
-    labels = torch.arange(value.tensor.shape[0]).view(-1, 1, 1).expand(value.tensor.shape)
-    at_scores = makers[id(value)]
-    for at in reversed(path):
-        step = graph.calls[at]
-        labels = step.carry({id(value): labels})[0] if step.rearranges else labels
-        first = step.outputs[0]
-        if first is None or labels.numel() != first.tensor.numel():
-            return places
-        labels, value = labels.expand(first.tensor.shape), first
-    heads = head.gates[0][1]
-    places[at_scores] = [labels[heads == h].unique() for h in range(head.count)]
-    return places
+def _add(owners: dict[str, Tensor], name: str, owner: Tensor) -> None:
+    if bool((owner >= 0).any()):
+        owners[name] = torch.where(owner >= 0, owner, owners.get(name, owner))
 
 
-def _weighings(graph: Graph, head: Finding) -> list[tuple[int, Tensor]]:
-    """Products in which the attention weights of `head` weigh values, with the head of each entry."""
-    found: list[tuple[int, Tensor]] = []
+def _starts(graph: Graph, head: Finding) -> list[tuple[int, Value, Tensor]]:
+    """What an attention reads, with the head that each entry is for: (call, value, labels)."""
+    call, count = graph.calls[head.first], head.count
+    starts = []
+    if call.name in SOFTMAX:
+        starts.append((head.first, call.args[0], head.gates[0][1]))
+        for at, weights, labels in _weighings(graph, head):
+            weighing = graph.calls[at]
+            stacks = labels[:, :1, :1] + count
+            values = weighing.args[1] if weighing.args[0] is weights else weighing.args[0]
+            starts.append((at, values, stacks.expand(values.tensor.shape)))
+        return starts
+    for place, read in enumerate(call.args[:3]):
+        shape, first = read.tensor.shape, count if place == 2 else 0
+        labels = torch.full(shape, CONFLICT)  # fewer keys than heads: every one is shared
+        if shape[1] == count:
+            labels = torch.arange(first, first + count).view(1, -1, 1, 1).expand(shape)
+        elif count == 1 or len(shape) == 3:
+            labels = torch.full(shape, first)
+        starts.append((head.first, read, labels))
+    return starts
+
+
+def _weighings(graph: Graph, head: Finding) -> list[tuple[int, Value, Tensor]]:
+    """Products in which the attention weights of `head` weigh values: (call, the weights, head of each entry)."""
+    found: list[tuple[int, Value, Tensor]] = []
     out = graph.calls[head.first].outputs[0]
     assert out is not None
     waiting = [(out, head.gates[0][1])]
@@ -109,21 +114,20 @@ def _weighings(graph: Graph, head: Finding) -> list[tuple[int, Tensor]]:
         for at in dict.fromkeys(value.uses):
             call = graph.calls[at]
             if call.name == "bmm" and call.product is None:
-                found.append((at, labels))
+                found.append((at, value, labels))
             else:
                 waiting.extend(onward(call, value, labels))
     return found
 
 
-def name_of(head: Finding, feeding: list[str]) -> str:
-    """Name of the attention: what the names of its weights have in common."""
-    names = [name for role in ROLES for name in head.owners[role]] or feeding
-    parts = [name.split(".") for name in names]
-    shared = []
+def name_of(names: Iterable[str], otherwise: str) -> str:
+    """What the names of weights have in common, up to a dot; a single one's without its last part."""
+    parts = [name.split(".") for name in dict.fromkeys(names)]
+    shared: list[str] = []
     for words in zip(*parts, strict=False):
         if len(set(words)) > 1:
             break
         shared.append(words[0])
-    if shared and len(names) == 1:
+    if shared and len(parts) == 1:
         shared.pop()
-    return ".".join(shared) or "attention"
+    return ".".join(shared) or otherwise

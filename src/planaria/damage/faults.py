@@ -96,7 +96,10 @@ class StuckAt:
                 raise InputError("StuckAt.value", f"at most {limit:g}, which is all {name!r} can hold", self.value)
         inert = silence(net, either(slices.incoming, slices.scale))
         stuck = inert.with_weights(
-            {name: inert.weights[name].masked_fill(hit, self.value) for name, hit in slices.shift.items()}
+            {
+                name: inert.weights[name].masked_fill(hit.to(net.device), self.value)
+                for name, hit in slices.shift.items()
+            }
         ).pin(slices.shift)
         return stuck if self.lasting else net.with_weights(stuck.weights)
 
@@ -133,12 +136,12 @@ class Noise:
         noisy: dict[str, Tensor] = {}
         for name, weight in net.weights.items():
             # Drawn on the CPU, for every entry of the network: the same numbers on any device, for any selection.
-            normal = torch.randn(weight.shape, generator=rng, dtype=torch.float64).to(weight)
+            normal = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
             if name not in entries:
                 continue
-            step = self.sigma * weight.double().square().mean().sqrt().to(weight.dtype) * normal
+            step = self.sigma * weight.double().square().mean().sqrt().to(weight.dtype) * normal.to(weight)
             # What is pinned already (a dead unit) stays.
-            free = entries[name] & (net.plasticity[name] != 0)
+            free = entries[name].to(weight.device) & (net.plasticity[name] != 0)
             noisy[name] = torch.where(free, weight + step, weight)
         hit = net.with_weights(noisy)
         return hit.pin(entries) if self.lasting else hit

@@ -323,6 +323,8 @@ def sizes(
 
 def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, Tensor]:
     """Layer -> mean |activation| of its units over the inputs, measured at the units' gates."""
+    if not all(group.gates for group in groups):
+        net = net.to("cpu")  # where it is, torch computes some of them by an operation that does not show them
     sums = {group.layer: torch.zeros(group.count + 1, dtype=torch.float64) for group in groups}
     counts = {layer: torch.zeros_like(total) for layer, total in sums.items()}
     length = 0
