@@ -200,6 +200,11 @@ def test_npz_images_get_channels_in_front_and_are_scaled(tmp_path: Path) -> None
         ({"y_validation": np.zeros(3)}, "expected an array x_validation"),
         ({"x_valid": np.zeros(3)}, "Did you mean x_validation"),
         ({"x_train": np.float64(3)}, "x_train: expected an array of numbers"),
+        ({"labels_train": np.arange(40) % 4}, "targets under one name, got y and labels"),
+        ({"train.x": np.zeros((40, 3))}, "one array x for train, got a second one, train.x"),
+        ({"train.mask": np.zeros((40, 3))}, "expected an array test.mask, got only x_train, y_train"),
+        ({"train.x2": np.zeros((39, 3)), "test.x2": np.zeros((8, 3))}, "x: 40, x2: 39"),
+        ({"x": np.zeros(3)}, "Or SPLIT.NAME, such as train.input_ids and test.labels"),
     ],
 )
 def test_npz_arrays_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -207,6 +212,46 @@ def test_npz_arrays_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str,
     with pytest.raises(InputError) as caught:
         task(f"npz:{tmp_path / 'a.npz'}")
     assert message in str(caught.value)
+
+
+def tokenised(spelling: str, labels: str | None = "labels") -> dict[str, np.ndarray[Any, Any]]:
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for part, rows in (("train", 40), ("test", 8)):
+        columns: dict[str, np.ndarray[Any, Any]] = {
+            "input_ids": np.arange(rows * 6, dtype=np.int32).reshape(rows, 6) % 9
+        }
+        columns["attention_mask"] = np.ones((rows, 6), bool)
+        if labels is not None:
+            columns[labels] = np.arange(rows) % 4
+        arrays |= {spelling.format(part=part, entry=entry): array for entry, array in columns.items()}
+    return arrays
+
+
+def test_npz_entries_of_other_names_are_the_arguments_of_the_network(tmp_path: Path) -> None:
+    loaded = []
+    for spelling, labels in (("{part}.{entry}", "labels"), ("{part}_{entry}", "y"), ("{entry}_{part}", "label")):
+        np.savez(tmp_path / "a.npz", **tokenised(spelling, labels))  # type: ignore[arg-type]
+        loaded.append(task(f"npz:{tmp_path / 'a.npz'}"))
+    assert len({made.train.sha256 for made in loaded}) == 1
+    layout = loaded[0].train.layout
+    assert layout is not None
+    assert [(part.name, part.shape, part.dtype) for part in layout.parts] == [
+        ("input_ids", (6,), torch.int64),
+        ("attention_mask", (6,), torch.bool),
+    ]
+    assert (loaded[0].classes, [len(data) for data in loaded[0].splits.values()]) == (4, [36, 4, 8])
+    with pytest.raises(InputError, match="flat: expected inputs that are one tensor"):
+        task(f"npz:{tmp_path / 'a.npz'}?flat=1")
+
+
+def test_npz_labels_may_be_one_per_position(tmp_path: Path) -> None:
+    arrays = {name: array for name, array in tokenised("{part}.{entry}", None).items() if "input" in name}
+    arrays["train.labels"], arrays["test.labels"] = arrays["train.input_ids"] % 3, arrays["test.input_ids"] % 3
+    arrays["test.labels"][:, -1] = -100
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    loaded = task(f"npz:{tmp_path / 'a.npz'}?score=f1")
+    assert (loaded.classes, loaded.test.targets.shape) == (3, (8, 6))
+    assert bool((loaded.test.targets[:, -1] == -100).all())
 
 
 class Trap:
@@ -394,6 +439,47 @@ def test_grey_images_have_one_channel_and_mixed_ones_three(tmp_path: Path) -> No
     save_images(tmp_path / "mixed")
     Image.new("L", (5, 4), 255).save(tmp_path / "mixed" / "train" / "a" / "grey.png")
     assert task(f"folder:{tmp_path / 'mixed'}").train.inputs.shape[1:] == (3, 4, 5)
+
+
+def test_images_of_different_sizes_are_cut_around_their_centre(tmp_path: Path) -> None:
+    save_images(tmp_path, (8, 6), classes="a")
+    for part in ("train", "test"):
+        (tmp_path / part / "b").mkdir()
+        Image.new("L", (30, 40), 51).save(tmp_path / part / "b" / "grey.png")
+    loaded = task(f"folder:{tmp_path}?size=6")
+    assert loaded.train.inputs.shape[1:] == (3, 6, 6)
+    assert loaded.preprocessing["size"] == 6
+    image = torch.from_numpy(np.array(Image.open(tmp_path / "test" / "a" / "0.png")))
+    cut = image.permute(2, 0, 1)[:, :, 1:7] / 255  # the shorter side is 6 already
+    assert any(torch.equal(x, cut) for x in loaded.test.inputs)
+    assert torch.allclose(loaded.test.inputs[loaded.test.targets == 1], torch.tensor(0.2))
+    assert task(f"folder:{tmp_path}?size=4&resize=9&channels=1").train.inputs.shape[1:] == (1, 4, 4)
+    for keys, message in (
+        ("resize=9", "resize beside a size that is not larger, got no size"),
+        ("size=9&resize=4", "got resize=4 below size=9"),
+        ("size=9&channels=2", "1 (grey) or 3 (colour), got '2'"),
+    ):
+        with pytest.raises(InputError) as caught:
+            task(f"folder:{tmp_path}?{keys}")
+        assert message in str(caught.value)
+    with pytest.raises(InputError, match="size with folder:DIR"):
+        task("digits?size=4")
+
+
+def test_image_folders_may_nest_hold_hidden_folders_and_call_their_test_split_val(tmp_path: Path) -> None:
+    save_images(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "val")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    deeper = tmp_path / "train" / "a" / "deeper"
+    deeper.mkdir()
+    (tmp_path / "train" / "a" / "0.png").rename(deeper / "0.png")
+    loaded = task(f"folder:{tmp_path}")
+    assert [len(data) for data in loaded.splits.values()] == [27, 3, 6]
+    assert loaded.preprocessing["classes"] == ["a", "b"]
+    assert loaded.preprocessing["test"] == "the folder val"
+    save_images(tmp_path / "more")
+    (tmp_path / "val").rename(tmp_path / "more" / "val")
+    assert [len(data) for data in task(f"folder:{tmp_path / 'more'}").splits.values()] == [30, 6, 6]
 
 
 def test_image_folders_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
@@ -584,8 +670,40 @@ def test_hugging_face_sets_become_tensors(monkeypatch: pytest.MonkeyPatch) -> No
     assert loaded.preprocessing["revision"] == "abc123"
     with pytest.raises(EnvironmentProblem, match="ConnectionError: offline"):
         task("hf:gone@main")
-    with pytest.raises(InputError, match="one column of images"):
+    with pytest.raises(InputError, match=r"one column of images.*Texts need \?tokenizer="):
         task("hf:text@main")
+
+
+def test_texts_of_hugging_face_sets_become_tokens_by_the_keys_of_texts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = types.ModuleType("datasets")
+    rows = [{"sentence": f"row {i}", "label": i % 2, "idx": i} for i in range(30)]
+
+    def load_dataset(name: str, config: str | None, revision: str) -> object:
+        return {"train": rows, "test": rows[:4]} if name == "mine" else rows
+
+    def load_from_disk(folder: str) -> object:
+        if not (Path(folder) / "state.json").is_file():
+            raise FileNotFoundError("no data set there")
+        return {"train": rows}
+
+    library.load_dataset, library.load_from_disk = load_dataset, load_from_disk  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    loaded = task("hf:mine@abc?tokenizer=words&text=sentence")
+    assert ([len(data) for data in loaded.splits.values()], loaded.classes) == ([27, 3, 4], 2)
+    assert (loaded.preprocessing["revision"], loaded.preprocessing["goal"]) == ("abc", "class")
+    (tmp_path / "state.json").touch()
+    assert len(task(f"hf:{tmp_path}?tokenizer=words&text=sentence").test) == 6
+    for text, message in (
+        ("hf:mine@abc?tokenizer=words", "hf:mine@abc train, row 0: expected a column 'text'"),
+        ("hf:single@abc?tokenizer=words", "splits train and test, got list"),
+        (f"hf:{tmp_path.parent}?tokenizer=words", "a folder saved by the library datasets"),
+        ("hf:mine@abc?text=sentence", "tokenizer=chars, tokenizer=words or tokenizer=FOLDER"),
+    ):
+        with pytest.raises(InputError) as caught:
+            task(text)
+        assert message in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------- user code

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from architectures import resnet8
 from planaria.core.errors import InputError, PlanariaError, UnsafeError
 from planaria.core.network import Network
 from planaria.measure.datasets import task
 from planaria.measure.models import build, check_fit
 from planaria.measure.task import Data, Task
-from planaria.measure.weights import load_weights, pack_weights
+from planaria.measure.weights import fingerprint, load_weights, pack_weights
+from resnet8_cifar10 import model as resnet8
 
 IMAGE = (3, 12, 12)
 
@@ -184,13 +184,14 @@ def test_a_model_that_does_not_fit_the_task_is_refused_with_the_key_that_helps(t
         (nn.Linear(64, 10), images, "Add ?flat=1"),
         (nn.Conv2d(1, 10, 3), vectors, "?flat=0"),
         (nn.Linear(64, 9), vectors, "10 outputs, one per class, got outputs of shape [9]"),
-        (nn.LSTM(64, 10), vectors, "Wrap the network so that its forward returns only that tensor"),
+        (nn.LSTM(64, 9), vectors, "10 outputs, one per class, got outputs of shape [9]"),
         (nn.Linear(64, 10).double(), vectors, "torch.float32 inputs"),
-        (nn.Sequential(nn.Linear(64, 10), nn.Unflatten(1, (10, 1))), vectors, "outputs the loss accepts"),
+        (nn.Sequential(nn.Linear(64, 10), nn.Unflatten(1, (10, 1))), vectors, "one row of class scores per label"),
     ):
         with pytest.raises(InputError) as caught:
             check_fit(model, where)
         assert message in str(caught.value)
+    check_fit(nn.LSTM(64, 10), vectors)  # of several tensors that a network returns, the first one counts
     x = vectors.train.inputs
     regression = Task.of("mean", (x, x.mean(1)), (x, x.mean(1)), loss="mse", score="r2")
     check_fit(nn.Linear(64, 1), regression)
@@ -252,6 +253,30 @@ def test_weights_come_back_bit_by_bit_in_every_container(tmp_path: Path) -> None
         assert same(source, target), path.name
 
 
+def test_weights_in_several_files_come_by_their_index_and_never_from_elsewhere(tmp_path: Path) -> None:
+    state = small().state_dict()
+    places = {name: f"part-{at % 3}.safetensors" for at, name in enumerate(state)}
+    for part in sorted(set(places.values())):
+        save_weights({name: state[name] for name in state if places[name] == part}, tmp_path / part, {})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    target = small(seed=1)
+    load_weights(target, index)
+    assert same(small(), target)
+    before = fingerprint(index)
+    save_weights({"other": torch.zeros(1)}, tmp_path / "part-0.safetensors", {})
+    assert fingerprint(index) != before
+    for name in ("../part-0.safetensors", str(tmp_path / "part-0.safetensors"), index.name):
+        index.write_text(json.dumps({"weight_map": {"w": name}}))
+        with pytest.raises(UnsafeError, match="names of files beside it") as caught:
+            load_weights(target, index)
+        assert caught.value.exit_code == 4
+    for text in ("{}", "[]", "no json", '{"weight_map": {"w": 3}}', '{"weight_map": {"w": "gone.safetensors"}}'):
+        index.write_text(text)
+        with pytest.raises(InputError, match="expected"):
+            load_weights(target, index)
+
+
 def test_a_prefix_is_kept_where_the_model_has_it(tmp_path: Path) -> None:
     source = nn.Sequential(OrderedDict(module=nn.Linear(2, 2)))
     save_weights(source, tmp_path / "a.safetensors", {})
@@ -304,7 +329,10 @@ def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(tmp_path: 
     assert "'fc1.weight' of shape [4, 12] as in the model, got shape [9, 12]" in message
     message = problem({name: tensor for name, tensor in state.items() if not name.startswith("fc")})
     assert "a tensor 'fc1.weight' of shape [4, 12], got none" in message
-    assert "Missing: fc1.weight, fc1.bias, fc2.weight ... (4)." in message
+    assert "Missing: fc1.weight, fc1.bias, fc2.weight, fc2.bias (4)." in message
+    message = problem({f"extra{at}": torch.zeros(1) for at in range(8)})
+    assert "Missing: conv1.weight, conv1.bias, bn1.weight, bn1.bias, bn1.running_mean ... (" in message
+    assert "Not in the model: extra0, extra1, extra2, extra3, extra4 ... (8)." in message
     message = problem({**state, "extra": torch.zeros(1)})
     assert "no other tensors, got 'extra'" in message
     renamed = {name.replace("fc1", "hidden"): tensor for name, tensor in state.items()}

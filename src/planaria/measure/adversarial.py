@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from planaria.core.autodiff import plain_kernels
 from planaria.core.errors import EnvironmentProblem, InputError
 from planaria.core.network import Network
+from planaria.core.port import Port
 from planaria.core.streams import lend
 from planaria.measure.scores import ACCURACY
 from planaria.measure.statistics import Estimate, wilson
@@ -73,6 +74,8 @@ def untested(task: Task) -> str | None:
     if task.classes is None or task.test.targets.ndim != 1:
         return "the task is no classification with one label per example"
     inputs = task.test.inputs
+    if task.test.layout is not None:
+        return "the network takes several tensors"
     if not inputs.is_floating_point():
         return "the inputs are whole numbers (tokens), which cannot be moved a little"
     if inputs.ndim != 4 and not task.preprocessing.get("flat"):
@@ -121,7 +124,7 @@ def attack(
         "PGD": foolbox.attacks.LinfPGD(rel_stepsize=2.5 / PGD_STEPS, steps=PGD_STEPS),
         "FGSM": foolbox.attacks.LinfFastGradientAttack(),
     }
-    module = net.to_module().requires_grad_(False)
+    module = _Called(net.to_module().requires_grad_(False), net.port).eval()
     model = foolbox.PyTorchModel(module, bounds=(low, high), device=data.inputs.device)
     before = _right(net, data.inputs, data)
     found = []
@@ -132,6 +135,18 @@ def attack(
             right = int((before & _right(net, inputs, data)).sum())
             found.append(Attacked(name, epsilon, wilson(right, len(data)), len(data)))
     return tuple(found)
+
+
+class _Called(nn.Module):
+    """A module whose outputs are the tensor that counts."""
+
+    def __init__(self, module: nn.Module, port: Port) -> None:
+        nn.Module.__init__(self)
+        self.module, self.port = module, port
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Outputs [N, classes]."""
+        return self.port(self.module, inputs)
 
 
 def _right(net: Network, inputs: Tensor, data: Data) -> Tensor:

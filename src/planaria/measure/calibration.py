@@ -1,7 +1,7 @@
 """Calibration: whether a classifier's confidence is the share of times that it is right.
 
-The probabilities are the softmax of the outputs, so outputs must be logits or log-probabilities, with the classes in
-dimension 1. Intervals are over examples; where an example has several labels, its mean counts once.
+The probabilities are the softmax of the outputs, so outputs must be logits or log-probabilities. Intervals are over
+examples; where an example has several labels, its mean counts once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import InputError
+from planaria.measure.labels import IGNORED, class_scores, over_counted
 from planaria.measure.statistics import Estimate, mean_interval
 
 BINS = 15
@@ -22,8 +23,8 @@ def negative_log_likelihood(outputs: Tensor, targets: Tensor) -> Estimate:
     """Mean of -log p(label), in nats, with Student's interval over examples.
 
     Args:
-        outputs: Logits or log-probabilities [N, classes, ...].
-        targets: Labels [N, ...].
+        outputs: Logits or log-probabilities [N, classes, ...] or [N, ..., classes].
+        targets: Labels [N, ...]; -100 is ignored.
 
     Returns:
         The mean; infinite, with an interval that says nothing, where an output is NaN or infinite.
@@ -36,9 +37,9 @@ def negative_log_likelihood(outputs: Tensor, targets: Tensor) -> Estimate:
         0.693 [0.693, 0.693]
     """
     outputs, targets = _checked(outputs, targets)
-    each = nn.functional.cross_entropy(outputs.double(), targets, reduction="none")
+    each = nn.functional.cross_entropy(outputs.double(), targets, ignore_index=IGNORED, reduction="none")
     each = each.masked_fill(~outputs.isfinite().all(1), math.inf)
-    return mean_interval(_by_example(each).cpu().numpy(), within=(0.0, math.inf))
+    return mean_interval(over_counted(each, targets).cpu().numpy(), within=(0.0, math.inf))
 
 
 def calibration_error(outputs: Tensor, targets: Tensor, *, bins: int = BINS) -> Estimate:
@@ -50,8 +51,8 @@ def calibration_error(outputs: Tensor, targets: Tensor, *, bins: int = BINS) -> 
     NaN or infinite outputs counts as wrong with confidence 1.
 
     Args:
-        outputs: Logits or log-probabilities [N, classes, ...].
-        targets: Labels [N, ...].
+        outputs: Logits or log-probabilities [N, classes, ...] or [N, ..., classes].
+        targets: Labels [N, ...]; -100 is ignored.
         bins: Number of bins.
 
     Returns:
@@ -75,23 +76,12 @@ def calibration_error(outputs: Tensor, targets: Tensor, *, bins: int = BINS) -> 
     healthy = outputs.isfinite().all(1)
     confidence, predicted = outputs.double().softmax(1).max(1)
     confidence = torch.where(healthy, confidence, 1.0)
-    gap = ((predicted == targets) & healthy).double() - confidence
+    gap = (((predicted == targets) & healthy).double() - confidence).where(targets != IGNORED, 0.0)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     total = torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add(0, place.flatten(), gap.flatten())
     signed = torch.where(total < 0, -1.0, 1.0).to(gap)[place] * gap
-    return mean_interval(_by_example(signed).cpu().numpy(), within=(0.0, 1.0))
-
-
-def _by_example(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(1) if values.ndim > 1 else values
+    return mean_interval(over_counted(signed, targets).cpu().numpy(), within=(0.0, 1.0))
 
 
 def _checked(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if outputs.ndim != targets.ndim + 1 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
-        raise InputError(
-            "network outputs",
-            f"one row of class scores per label, [N, classes, ...] for labels {list(targets.shape)}",
-            list(outputs.shape),
-            "Let the network return the scores before the argmax, classes in dimension 1.",
-        )
-    return outputs, targets.to(outputs.device)
+    return class_scores(outputs, targets), targets.to(outputs.device)

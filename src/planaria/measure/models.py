@@ -9,14 +9,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import InputError, nearest
+from planaria.core.port import Port
 from planaria.core.streams import stream
+from planaria.measure.hub import LIBRARIES, code_in_folder, from_folder, from_library, is_hub_folder
+from planaria.measure.labels import class_scores
+from planaria.measure.loaded import Loaded
+from planaria.measure.programs import SUFFIXES, from_file, is_code
 from planaria.measure.task import Task
 from planaria.measure.usercode import called, user_callable
+from planaria.measure.weights import fingerprint
 
 Shape = tuple[int, ...]
 
@@ -141,13 +148,17 @@ NAMES = ("mlp", *_IMAGE_NETWORKS)
 """Names of networks that `build` knows."""
 
 
-def build(text: str, example_shape: Shape, classes: int, seed: int, *, width: int | None = None) -> nn.Module:
-    """The network a text stands for, with fresh weights.
+def build(
+    text: str, example_shape: Shape, classes: int, seed: int, *, width: int | None = None, trust: bool = False
+) -> nn.Module:
+    """The network a text stands for: fresh weights for a name or a factory, its own for a file or a folder.
 
     `mlp` (64-64 hidden), `mlp:784-256-256-10`, `mlp:784-256-10?act=tanh` (relu, tanh, sigmoid, gelu); `cnn`,
     `cnn:32-64-256` (maps, maps, hidden); `cnn2`, the same with 5x5 convolutions and one pooling; `resnet20`,
-    `resnet20:8` (width); or the user's own, `package.module:factory` or `path/file.py:factory`, a function
-    without arguments.
+    `resnet20:8` (width); the user's own, `package.module:factory` or `path/file.py:factory`, a function without
+    arguments; a Hugging Face folder on disk, `hf:FOLDER` or `FOLDER`, of sentence-transformers also
+    `hf:FOLDER?pair=1`; `timm:NAME`, `torchvision:NAME`, `timm:NAME@pretrained`, `torchvision:NAME@DEFAULT`; an exported
+    program `FILE.pt2`, a graph `FILE.onnx`, or a pickled module `FILE.pt`.
 
     Args:
         text: The text.
@@ -156,13 +167,16 @@ def build(text: str, example_shape: Shape, classes: int, seed: int, *, width: in
         seed: Fixes the initial weights; torch's global generator is left as it was.
         width: Units of every hidden layer, instead of those in the text: for `mlp`, and for factories with an argument
             `width`.
+        trust: Whether code that a file or folder carries may run; see `carried_code`.
 
     Returns:
-        A module in train mode, on the CPU.
+        A module on the CPU; with fresh weights in train mode.
 
     Raises:
         InputError: Unknown name, sizes that do not fit the task, a factory that fails or returns no module, a width
-            for something that has none.
+            for something that has none, a file or folder that is damaged, incomplete or of no use.
+        UnsafeError: A file or folder carries code, and it is not trusted.
+        EnvironmentProblem: A library that reads it is missing.
 
     Example:
         >>> build("mlp:64-32-10", (64,), 10, seed=0).layers[0]
@@ -170,18 +184,110 @@ def build(text: str, example_shape: Shape, classes: int, seed: int, *, width: in
 
     Not guaranteed: that the seed fixes the weights of a factory that draws numbers elsewhere than from torch.
     """
-    name, colon, tail = text.partition(":")
+    return load(text, example_shape, classes, seed, width=width, trust=trust).module
+
+
+def load(
+    text: str, example_shape: Shape, classes: int, seed: int, *, width: int | None = None, trust: bool = False
+) -> Loaded:
+    """What `build` makes, with where it came from.
+
+    Args:
+        text: As for `build`, and so are the others.
+        example_shape: The same.
+        classes: The same.
+        seed: The same.
+        width: The same.
+        trust: The same.
+
+    Example:
+        >>> load("mlp", (64,), 10, seed=0).trained
+        False
+    """
+    source, rest = _source(text)
+    where = f"--model {text}"
+    if source in _LOADED and width is not None:
+        remedy = "Use mlp, or a factory of yours with an argument `width`."
+        raise InputError(where, "a network whose hidden layers have one width", text, remedy)
     generator = stream(seed, "model", text)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed every GPU too.
         torch.default_generator.manual_seed(generator.initial_seed())
-        if name.partition("?")[0] in NAMES:
+        if source == "name":
             wanted = text if width is None else _widened(text, example_shape, classes, width)
-            return _named(wanted, example_shape, classes)
-        if not colon or not tail.replace(".", "_").isidentifier():
-            remedy = f"{nearest(name, NAMES)} Or name a factory: path/file.py:function."
+            return Loaded(_named(wanted, example_shape, classes))
+        if source == "folder":
+            folder, pair = _folder(rest, where)
+            return from_folder(folder, where, pair=pair, trust=trust)
+        if source == "file":
+            return from_file(Path(rest).expanduser(), example_shape, where, trust=trust)
+        if source in LIBRARIES:
+            return from_library(source, rest, classes, where)
+        if source != "factory":
+            name = text.partition(":")[0]
+            remedy = (
+                f"{nearest(name, NAMES)} Or name a factory: path/file.py:function; a Hugging Face folder: hf:FOLDER."
+            )
             raise InputError("--model", "a known network or a factory", repr(text), remedy)
-        return _users(text, width)
+        return Loaded(_users(text, width))
+
+
+_LOADED = ("folder", "file", *LIBRARIES)
+
+
+def _source(text: str) -> tuple[str, str]:
+    """Where a text says that a network comes from, and the text after that word."""
+    name, colon, tail = text.partition(":")
+    if name.partition("?")[0] in NAMES:
+        return "name", text
+    if colon and name == "hf":
+        return "folder", tail
+    if colon and name in LIBRARIES:
+        return name, tail
+    if text.endswith(SUFFIXES):
+        return "file", text
+    if text and is_hub_folder(Path(text.partition("?")[0]).expanduser()):
+        return "folder", text
+    return ("factory", text) if colon and tail.replace(".", "_").isidentifier() else ("", text)
+
+
+def _folder(text: str, where: str) -> tuple[Path, bool]:
+    """Folder, and whether `?pair=1` follows it."""
+    path, mark, query = text.partition("?")
+    if mark and query not in ("pair=1", "pair=0"):
+        raise InputError(where, "nothing but ?pair=1 after the folder", repr(query), "Correct it.")
+    return Path(path).expanduser(), query == "pair=1"
+
+
+def carries_weights(text: str) -> bool:
+    """Whether the network a text stands for comes with trained weights.
+
+    Example:
+        >>> carries_weights("mlp"), carries_weights("net.onnx"), carries_weights("timm:resnet18@pretrained")
+        (False, True, True)
+    """
+    source, rest = _source(text)
+    return source in ("folder", "file") or (source in LIBRARIES and "@" in rest)
+
+
+def carried_code(text: str) -> str | None:
+    """What would run, beyond installed libraries, if what a text stands for was loaded with trust; None: nothing.
+
+    A factory is not meant: naming it is consent to run it.
+
+    Example:
+        >>> carried_code("mlp") is None
+        True
+    """
+    source, rest = _source(text)
+    if source == "folder":
+        folder, _ = _folder(rest, f"--model {text}")
+        code = code_in_folder(folder) if folder.is_dir() else []
+        return f"Python code of {folder}: {', '.join(code)}" if code else None
+    path = Path(rest).expanduser()
+    if source == "file" and is_code(path):
+        return f"whatever code is in {path}, SHA-256 {fingerprint(path)}"
+    return None
 
 
 def _widened(text: str, shape: Shape, classes: int, width: int) -> str:
@@ -284,14 +390,15 @@ def check_fit(model: nn.Module, task: Task) -> None:
     where = f"{type(model).__name__} on task {task.name!r}"
     with _as_input_error(
         where,
-        f"a network that takes {data.inputs.dtype} inputs of shape {list(data.inputs.shape[1:])}",
+        f"a network that takes {data.inputs.dtype} inputs of shape {data.layout or list(data.inputs.shape[1:])}",
         "Add ?flat=1 to the task for a network of vectors, ?flat=0 for one of images, ?scale=raw for floats.",
     ):
         tried = copy.deepcopy(model).cpu().eval()
         with torch.no_grad():
-            tried(data.inputs)  # for its own error; what it returns is judged below
+            Port.of(tried, data.examples)(tried, data.inputs)  # for its own error; what it returns is judged below
     outputs = task.outputs(tried, data)
-    if task.classes is not None and (outputs.ndim < 2 or outputs.shape[1] < task.classes):
+    has_scores = outputs.ndim > max(1, data.targets.ndim)
+    if task.classes is not None and (not has_scores or class_scores(outputs, data.targets).shape[1] < task.classes):
         got = f"outputs of shape {list(outputs.shape[1:])}"
         remedy = "Change the last layer, or the task."
         raise InputError(where, f"{task.classes} outputs, one per class", got, remedy)

@@ -1,20 +1,19 @@
-"""Readers: one per kind of data source, from files or libraries to raw arrays in memory.
+"""Readers: one per kind of file, and one of user code, to raw arrays in memory.
 
 Nothing is scaled here; `planaria.measure.datasets` does that, and records it. Files are read as data, never
-as code: arrays with Python objects are refused. Libraries beyond torch and numpy are imported when needed.
+as code: arrays with Python objects are refused. Images, texts and libraries have files of their own: `images`, `text`.
 """
 
 from __future__ import annotations
 
 import gzip
-import importlib
-import inspect
 import io
 import lzma
 import math
+import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,13 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planaria.core.errors import EnvironmentProblem, InputError, PlanariaError, UnsafeError, nearest
-from planaria.core.streams import stream
-from planaria.measure.data import Data, sorted_by_class
+from planaria.core.errors import InputError, PlanariaError, UnsafeError, nearest
+from planaria.core.port import LABELS
+from planaria.measure.data import Data
 from planaria.measure.task import Task
 from planaria.measure.usercode import called, user_callable
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SPLITS = ("train", "validation", "test")
 
 
@@ -47,6 +45,7 @@ class Raw:
         loss: Loss where the source says so, as `Task.of` takes it.
         score: Score, the same.
         notes: What a reader decided about the layout; goes into the record.
+        unlabelled: Whether the targets stand for nothing: the answers of a network will be the targets.
     """
 
     splits: Mapping[str, Data]
@@ -57,6 +56,7 @@ class Raw:
     loss: object = None
     score: object = None
     notes: Mapping[str, object] | None = None
+    unlabelled: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -88,7 +88,7 @@ def read_idx(folder: Path) -> Raw:
 
 def read_cifar(folder: Path) -> Raw:
     """CIFAR-10's binary version: test_batch and as many data_batch_N as there are, .bin or .bin.xz."""
-    found = {path.name.removesuffix(".xz"): path for path in sorted(_folder(folder).glob("data_batch_*.bin*"))}
+    found = {path.name.removesuffix(".xz"): path for path in sorted(folder_at(folder).glob("data_batch_*.bin*"))}
     parts = [path for name, path in sorted(found.items()) if name.endswith(".bin")]
     if not parts:
         raise InputError(f"cifar:{folder}", "files data_batch_N.bin or .bin.xz", "none", _CIFAR_HELP)
@@ -103,143 +103,45 @@ _CIFAR_HELP = "Unpack cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kr
 
 
 def read_npz(path: Path) -> Raw:
-    """Arrays x_train, y_train, x_test, y_test and perhaps x_validation, y_validation in one .npz file.
+    """Arrays of two or three splits in one .npz file, named by split and entry: `train.input_ids`, `test.labels`.
 
-    x: [N, ...]; uint8 [N, H, W] and [N, H, W, channels] are read as images. y: integer labels [N], or floats
-    [N, ...] for a regression.
+    `train_input_ids` and `input_ids_train` mean the same. The entry `y` (or `labels`, `label`, `targets`) holds
+    integer labels [N] or [N, positions], or floats [N, ...] for a regression; without it in any split, the data are
+    unlabelled. An entry `x` alone is the one tensor a network takes: uint8 [N, H, W] and [N, H, W, channels] are read
+    as images. Other entries, [N, ...], are the arguments of its forward by those names.
     """
-    arrays = _npz_arrays(path)
-    pairs = {part: (f"x_{part}", f"y_{part}") for part in SPLITS}
-    known = [name for pair in pairs.values() for name in pair]
-    for name in arrays:
-        if name not in known:
-            raise InputError(f"{path}", "arrays with known names", repr(name), nearest(name, known))
+    arrays, spelling = _by_split(path, _npz_arrays(path))
+    entries = list(dict.fromkeys(entry for columns in arrays.values() for entry in columns))
+    labels = [entry for entry in entries if entry in _TARGETS]
+    if len(labels) > 1:
+        raise InputError(f"{path}", "targets under one name", " and ".join(labels), "Remove one.")
+    wanted = [entry for entry in entries if entry not in _TARGETS] or ["x"]
     splits, notes = {}, {}
-    for part, (x, y) in pairs.items():
-        missing = [name for name in (x, y) if name not in arrays]
-        if missing == [x, y] and part == "validation":
+    for part in SPLITS:
+        if part == "validation" and part not in arrays:
             continue
-        if missing:
-            raise InputError(f"{path}", f"an array {missing[0]}", f"only {', '.join(arrays)}", "Save it too.")
-        inputs, targets = torch.from_numpy(arrays[x]), torch.from_numpy(arrays[y])
-        if _channels_last(inputs):
-            inputs, notes["layout"] = inputs.permute(0, 3, 1, 2).contiguous(), "channels moved to the front"
-        elif inputs.dtype == torch.uint8 and inputs.ndim == 3:
-            inputs = inputs[:, None]
-        if inputs.dtype == torch.float64:
-            inputs = inputs.float()
-        targets = targets.float() if targets.is_floating_point() else targets.long()
-        if targets.ndim == 2 and targets.shape[1] == 1 and not targets.is_floating_point():
-            targets = targets[:, 0]
-        if targets.ndim != 1 and not targets.is_floating_point():
-            raise InputError(
-                f"{path}: {y}",
-                "integer labels [N], or floats for a regression",
-                f"integers {list(targets.shape)}",
-                "Turn one-hot rows into labels with argmax(1).",
-            )
+        columns = arrays.get(part, {})
+        if missing := [entry for entry in [*wanted, *labels] if entry not in columns]:
+            name = spelling.get(missing[0], "{entry}_{part}").format(entry=missing[0], part=part)
+            got = f"only {', '.join(spelling[e].format(entry=e, part=p) for p in arrays for e in arrays[p]) or 'none'}"
+            raise InputError(f"{path}", f"an array {name}", got, "Save it too.")
+        inputs: Any = {entry: _plain_numbers(torch.from_numpy(columns[entry])) for entry in wanted}
+        if wanted == ["x"]:
+            inputs = torch.from_numpy(columns["x"])
+            if _channels_last(inputs):
+                inputs, notes["layout"] = inputs.permute(0, 3, 1, 2).contiguous(), "channels moved to the front"
+            elif inputs.dtype == torch.uint8 and inputs.ndim == 3:
+                inputs = inputs[:, None]
+            if inputs.dtype == torch.float64:
+                inputs = inputs.float()
+        rows = len(columns[wanted[0]])
+        targets = torch.zeros(rows, dtype=torch.int64)
+        if labels:
+            name = spelling[labels[0]].format(entry=labels[0], part=part)
+            targets = _npz_targets(torch.from_numpy(columns[labels[0]]), f"{path}: {name}")
         splits[part] = Data.of((inputs, targets), f"{path}: {part}")
     is_image = splits["train"].inputs.dtype == torch.uint8
-    return Raw(splits, full_scale=255.0 if is_image else None, notes=notes)
-
-
-def read_folder(folder: Path) -> Raw:
-    """Images as DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, perhaps DIR/validation/CLASS/*.png.
-
-    Classes are numbered by the sorted names of the folders in train. Rows are in a fixed mixed order.
-    """
-    image_library = _library("PIL.Image", "pillow", f"folder:{folder}")
-    names = [path.name for path in sorted(_folder(_folder(folder) / "train").iterdir()) if path.is_dir()]
-    splits = {}
-    for part in SPLITS:
-        if part == "validation" and not (folder / part).is_dir():
-            continue
-        listed: list[tuple[Path, int]] = []
-        for sub in sorted(path for path in _folder(folder / part).iterdir() if path.is_dir()):
-            if sub.name not in names:
-                raise InputError(f"{sub}", "a class that train has too", repr(sub.name), nearest(sub.name, names))
-            listed += [
-                (path, names.index(sub.name)) for path in sorted(sub.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
-            ]
-        if not listed:
-            raise InputError(f"{folder / part}", "images in CLASS/*.png", "none", "Make one folder per class.")
-
-        def opened(rows: list[tuple[Path, int]] = listed) -> Iterator[tuple[object, object, str]]:
-            for path, label in rows:
-                try:
-                    with image_library.open(path) as image:
-                        image.load()
-                        yield image, label, str(path)
-                except (OSError, ValueError, SyntaxError, image_library.DecompressionBombError) as problem:
-                    raise InputError(f"{path}", "an image", str(problem), "Remove or repair it.") from problem
-
-        splits[part] = _images(opened(), str(folder / part))
-    return Raw(splits, full_scale=255.0, classes=len(names), notes={"classes": names})
-
-
-# ---------------------------------------------------------------------------------------------- libraries
-
-
-def read_torchvision(name: str, store: Path) -> Raw:
-    """A labelled image set of torchvision.datasets, downloaded into `store` unless it is there."""
-    where = f"torchvision:{name}"
-    library = _library("torchvision.datasets", "torchvision", where)
-    if not inspect.isclass(getattr(library, name, None)):
-        known = [word for word in dir(library) if inspect.isclass(getattr(library, word))]
-        raise InputError(where, "a data set of torchvision", repr(name), nearest(name, known))
-    make = getattr(library, name)
-    wanted = inspect.signature(make).parameters
-    splits = {}
-    for part in ("train", "test"):
-        which: dict[str, Any] = {"train": part == "train"} if "train" in wanted else {"split": part}
-        try:
-            rows = make(str(store), download=True, **which)
-        except TypeError as problem:
-            raise InputError(where, "a set with train and test", str(problem), _WRITE_A_FUNCTION) from problem
-        except Exception as problem:
-            raise _unreachable(where, problem) from problem
-        pairs = (rows[i] for i in range(len(rows)))
-        splits[part] = _images(((*pair[:2], f"row {i}") for i, pair in enumerate(pairs)), f"{where} {part}")
-    return Raw(splits, full_scale=255.0)
-
-
-def read_hf(spec: str) -> Raw:
-    """A labelled image set of the Hugging Face hub: NAME@REVISION or NAME:CONFIG@REVISION."""
-    where = f"hf:{spec}"
-    place, at, revision = spec.rpartition("@")
-    if not (at and place and revision):
-        raise InputError(where, "hf:NAME@REVISION", repr(spec), "Name the revision: it fixes which data are meant.")
-    library = _library("datasets", "datasets", where)
-    name, _, config = place.partition(":")
-    try:
-        loaded = library.load_dataset(name, config or None, revision=revision)
-    except Exception as problem:
-        raise _unreachable(where, problem) from problem
-    if not (isinstance(loaded, Mapping) and {"train", "test"} <= set(loaded)):
-        raise InputError(where, "splits train and test", list(loaded), _WRITE_A_FUNCTION)
-    columns = loaded["train"].features
-    x = [column for column, kind in columns.items() if isinstance(kind, library.Image)]
-    y = [column for column, kind in columns.items() if isinstance(kind, library.ClassLabel)]
-    if len(x) != 1 or len(y) != 1:
-        raise InputError(where, "one column of images and one of classes", list(columns), _WRITE_A_FUNCTION)
-    splits = {
-        part: _images(((row[x[0]], row[y[0]], f"row {i}") for i, row in enumerate(loaded[part])), f"{where} {part}")
-        for part in SPLITS
-        if part in loaded
-    }
-    return Raw(splits, full_scale=255.0, notes={"revision": revision})
-
-
-_WRITE_A_FUNCTION = "Load it in a function of yours and name that: py:FILE.py:FUNCTION."
-
-
-def _unreachable(where: str, problem: Exception) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        where,
-        "the data set, stored or downloadable",
-        f"{type(problem).__name__}: {_first_line(problem)}",
-        "Check the name and the internet connection.",
-    )
+    return Raw(splits, full_scale=255.0 if is_image else None, notes=notes, unlabelled=not labels)
 
 
 # ---------------------------------------------------------------------------------------------- user code
@@ -271,7 +173,7 @@ def _python(value: object, where: str) -> Raw:
     if isinstance(value, tuple | list) and len(value) in (2, 3):
         value = dict(zip(("train", "test") if len(value) == 2 else SPLITS, value, strict=True))
     if not isinstance(value, dict):
-        raise InputError(where, "a Task, (train, test), (train, validation, test) or a dict of these", _kind(value), "")
+        raise InputError(where, "a Task, (train, test), (train, validation, test) or a dict of these", kind(value), "")
     known = (*SPLITS, "loss", "score", "classes")
     for key in value:
         if key not in known:
@@ -279,14 +181,32 @@ def _python(value: object, where: str) -> Raw:
     for part in ("train", "test"):
         if part not in value:
             raise InputError(where, f"a dict with {part!r}", f"only {', '.join(value)}", "Return it too.")
+    given = [value[part] for part in SPLITS if part in value]
+    unlabelled = all(
+        isinstance(split, Tensor) or (isinstance(split, Mapping) and not LABELS & set(split)) for split in given
+    )
+    if unlabelled:
+        value = value | {part: (value[part], _no_targets(value[part])) for part in SPLITS if part in value}
     splits = {part: Data.of(value[part], f"{where} {part}") for part in SPLITS if part in value}
-    return Raw(splits, classes=value.get("classes"), loss=value.get("loss"), score=value.get("score"))
+    return Raw(
+        splits,
+        classes=value.get("classes"),
+        loss=value.get("loss"),
+        score=value.get("score"),
+        unlabelled=unlabelled,
+    )
+
+
+def _no_targets(inputs: Any) -> Tensor:
+    first = next((part for part in inputs.values() if part is not None), ()) if isinstance(inputs, Mapping) else inputs
+    return torch.zeros(len(first), dtype=torch.int64)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
 
 
-def _folder(path: Path) -> Path:
+def folder_at(path: Path) -> Path:
+    """The folder, once it is known to be one."""
     if not path.is_dir():
         raise InputError(f"{path}", "a folder", "a file" if path.exists() else "nothing", "Check the path.")
     return path
@@ -295,7 +215,7 @@ def _folder(path: Path) -> Path:
 def _one_of(folder: Path, names: list[str], endings: tuple[str, ...]) -> Path:
     for name in names:
         for ending in endings:
-            if (path := _folder(folder) / (name + ending)).is_file():
+            if (path := folder_at(folder) / (name + ending)).is_file():
                 return path
     raise InputError(f"{folder}", f"a file {' or '.join(names)}{' or '.join(endings)}", "none", "Put it there.")
 
@@ -307,7 +227,7 @@ def _unpacked(path: Path) -> bytes:
             content: bytes = file.read()
             return content
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as problem:
-        raise InputError(f"{path}", "a readable file", _kind_of(problem), "Get the file again.") from problem
+        raise InputError(f"{path}", "a readable file", said(problem), "Get the file again.") from problem
 
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -356,7 +276,7 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                 "pickled Python objects, which can run code when loaded",
                 "Save the arrays with a numeric dtype.",
             ) from problem
-        raise InputError(f"npz:{path}", "a .npz file", _kind_of(problem), "Save it again.") from problem
+        raise InputError(f"npz:{path}", "a .npz file", said(problem), "Save it again.") from problem
     except (
         OSError,
         EOFError,
@@ -366,7 +286,7 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         zipfile.BadZipFile,
         NotImplementedError,
     ) as problem:
-        raise InputError(f"npz:{path}", "a .npz file", _kind_of(problem), "Save it again.") from problem
+        raise InputError(f"npz:{path}", "a .npz file", said(problem), "Save it again.") from problem
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             got = f"{array.dtype} {list(array.shape)}"
@@ -376,59 +296,69 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
+_TARGETS = ("y", "labels", "label", "targets")
+_SPELLINGS = ("{part}.{entry}", "{part}_{entry}", "{entry}_{part}")
+
+
+def _by_split(
+    path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], dict[str, str]]:
+    """Arrays by split and entry, and how the names are made up from these."""
+    found: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    spelling: dict[str, str] = {}
+    for name, array in arrays.items():
+        before, after = (
+            re.fullmatch(r"(train|validation|test)[._](.+)", name),
+            re.fullmatch(r"(.+)_(train|validation|test)", name),
+        )
+        if before is not None:
+            part, entry = before[1], before[2]
+        elif after is not None:
+            entry, part = after[1], after[2]
+        else:
+            known = [f"{entry}_{part}" for part in SPLITS for entry in "xy"]
+            remedy = f"{nearest(name, known)} Or SPLIT.NAME, such as train.input_ids and test.labels."
+            raise InputError(f"{path}", "arrays with known names", repr(name), remedy)
+        if entry in found.setdefault(part, {}):
+            raise InputError(f"{path}", f"one array {entry} for {part}", f"a second one, {name}", "Remove one.")
+        found[part][entry] = array
+        spelling[entry] = next(form for form in _SPELLINGS if form.format(part=part, entry=entry) == name)
+    return found, spelling
+
+
+def _plain_numbers(array: Tensor) -> Tensor:
+    """Numbers of the types that networks take: float32 for float64, int64 for other integers."""
+    if array.dtype == torch.float64:
+        return array.float()
+    return array if array.is_floating_point() or array.dtype == torch.bool else array.long()
+
+
+def _npz_targets(targets: Tensor, where: str) -> Tensor:
+    if targets.is_floating_point():
+        return targets.float()
+    targets = targets.long()
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        return targets[:, 0]
+    if targets.ndim > 1 and bool(((targets == 0) | (targets == 1)).all()) and bool((targets.sum(1) == 1).all()):
+        raise InputError(
+            where,
+            "integer labels [N] or [N, positions], or floats for a regression",
+            f"integers {list(targets.shape)}, one 1 per row",
+            "Turn one-hot rows into labels with argmax(1).",
+        )
+    return targets
+
+
 def _channels_last(inputs: Tensor) -> bool:
     is_images = inputs.dtype == torch.uint8 and inputs.ndim == 4
     return is_images and inputs.shape[3] in (1, 3) and inputs.shape[1] not in (1, 3)
 
 
-def _images(rows: Iterable[tuple[Any, Any, str]], where: str) -> Data:
-    images: list[np.ndarray[Any, Any]] = []
-    labels: list[int] = []
-    for image, label, name in rows:
-        if not hasattr(image, "mode") or image.mode in ("I", "F") or image.mode.startswith("I;"):
-            got = f"mode {image.mode}" if hasattr(image, "mode") else type(image).__name__
-            raise InputError(f"{where}: {name}", "an image of 8 bits per channel", got, _WRITE_A_FUNCTION)
-        if not isinstance(label, int | np.integer):
-            raise InputError(f"{where}: {name}", "an integer class", _kind(label), _WRITE_A_FUNCTION)
-        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        if images and pixels.shape[:2] != images[0].shape[:2]:
-            expected = f"{images[0].shape[1]} x {images[0].shape[0]} pixels as in the first image"
-            got = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            raise InputError(f"{where}: {name}", expected, got, "Bring all images to one size.")
-        images.append(pixels if pixels.ndim == 3 else pixels[..., None])
-        labels.append(int(label))
-    channels = max((pixels.shape[2] for pixels in images), default=1)
-    same = [np.repeat(pixels, channels // pixels.shape[2], 2) for pixels in images]
-    stacked = torch.from_numpy(np.stack(same) if same else np.zeros((0, 1), np.uint8))
-    data = Data.of((stacked.permute(0, 3, 1, 2).contiguous() if same else stacked, torch.tensor(labels)), where)
-    if not sorted_by_class(data.targets):
-        return data
-    # Class after class, as folders are: the last rows would be no sample of the set. This order is fixed.
-    return data.take(torch.randperm(len(data), generator=stream(0, "mixed order")))
-
-
-def _library(module: str, package: str, where: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        missing = module.partition(".")[0] == str(problem.name).partition(".")[0]
-        got = "not installed" if missing else _kind_of(problem)
-    except (RuntimeError, OSError) as problem:
-        # A torchvision built for another torch fails like this, with an operator that does not exist.
-        got = f"installed, but it does not import: {_first_line(problem)}"
-    install = f"pip install {package}"
-    if package == "torchvision":
-        install += f" --index-url https://download.pytorch.org/whl/cpu (it must fit torch {torch.__version__})"
-    raise EnvironmentProblem(where, f"the library {package}", got, f"Install it: {install}")
-
-
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """Type of a value, for a message."""
     return f"{type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, tuple | list) else "")
 
 
-def _kind_of(problem: BaseException) -> str:
-    return f"{type(problem).__name__}: {_first_line(problem)}"
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).splitlines() or ["no message"])[0][:300]
+def said(problem: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0][:300]}"

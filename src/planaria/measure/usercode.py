@@ -39,7 +39,7 @@ def user_callable(spec: str, where: str) -> Callable[[], object]:
     if is_file and not path.is_file():
         raise InputError(where, "a Python file", f"no file {place}", "Check the path.")
     try:
-        with _importing_from(path.parent if is_file else Path.cwd()):
+        with importing_from(path.parent if is_file else Path.cwd()):
             module = _file_module(path) if is_file else importlib.import_module(place)
     except PlanariaError:
         raise
@@ -88,8 +88,8 @@ def called(function: Callable[[], object], where: str) -> object:
 
 
 @contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    # A script finds its neighbours; so does a file named on the command line, while it is imported.
+def importing_from(folder: Path) -> Iterator[None]:
+    """Import from a folder first, for a while: a script finds its neighbours, so does a file that a command names."""
     sys.path.insert(0, str(folder))
     try:
         yield

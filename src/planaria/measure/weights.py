@@ -22,22 +22,28 @@ from planaria.core.errors import InputError, UnsafeError
 from planaria.core.network import Network
 from planaria.core.trees import digest
 
+INDEX = ".index.json"
+"""End of the names of files that say which file holds which tensor."""
+
 _TENSORS = "planaria.tensors"
+_JSON_LIMIT = 2**26
+_PROGRAM = "an exported program (.pt2)"
+_NAMED = 5  # tensors that an error names
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy the weights in a file into a model; the model changes entirely or not at all.
 
-    Takes safetensors and PyTorch files of plain tensors: a state dict, or one under the key "state_dict",
-    "model_state_dict" or "model". A prefix "module." or "_orig_mod." of all names is dropped. In files that
-    planaria wrote, hashes are checked.
+    Takes safetensors, the index (.index.json) of safetensors in several files, and PyTorch files of plain tensors: a
+    state dict, or one under the key "state_dict", "model_state_dict" or "model". A prefix "module." or "_orig_mod." of
+    all names is dropped. In files that planaria wrote, hashes are checked.
 
     Args:
         model: Module that has the file's tensors. Values are converted to its dtypes.
         path: The file.
 
     Raises:
-        InputError: No such file, damaged, NaN or Inf, or tensors that do not fit; names the first of them.
+        InputError: No such file, damaged, NaN or Inf, or tensors that do not fit; names the first five.
         UnsafeError: Reading the file would run code.
 
     Not guaranteed: that a damaged file by others is noticed; safetensors itself carries no checksum.
@@ -46,7 +52,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}", "a file of weights", "a folder" if path.is_dir() else "nothing", "Check the path.")
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    state = _fitted(_read_state(path), own, path)
+    state = _fitted(read_state(path), own, path)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
@@ -93,9 +99,89 @@ def _hash_of(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file of weights; of an index, together with the files it names.
+
+    Raises:
+        InputError: It cannot be read.
+        UnsafeError: The index names files elsewhere.
+    """
+    path = Path(path)
+    try:
+        if not path.name.endswith(INDEX):
+            return _digest(path)
+        return hashlib.sha256("".join(map(_digest, [path, *shards(path)])).encode()).hexdigest()
+    except OSError as problem:
+        raise InputError(f"{path}", "a readable file", _short(problem), "Check the path.") from problem
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(9)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shards(path: Path) -> list[Path]:
+    """Files that an index of weights names, each once; all of them in its folder.
+
+    Args:
+        path: Ends in `.index.json`; a mapping tensor -> file under "weight_map".
+
+    Raises:
+        InputError: No such index, or it names no files, or files that are not there.
+        UnsafeError: It names files outside its folder.
+    """
+    index = read_json(path)
+    names = index.get("weight_map")
+    if not isinstance(names, Mapping) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{path}", 'names of files under "weight_map"', type(names).__name__, "Get the file again.")
+    found = []
+    for name in dict.fromkeys(names.values()):
+        if Path(name).name != name or "\\" in name or name.endswith(INDEX):
+            raise UnsafeError(f"{path}", "names of files beside it", repr(name), "Do not use this file.")
+        if not (path.parent / name).is_file():
+            raise InputError(f"{path}", f"the file {name} beside it", "nothing", "Get all files of the weights.")
+        found.append(path.parent / name)
+    return found
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """An object, or a value of another kind, from a JSON file of at most 64 MiB.
+
+    Raises:
+        InputError: No such file, too large, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}", "a JSON file", "a folder" if path.is_dir() else "nothing", "Check the path.")
+    if path.stat().st_size > _JSON_LIMIT:
+        raise InputError(f"{path}", "a JSON file of at most 64 MiB", f"{path.stat().st_size / 2**20:.0f} MiB")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise InputError(
+            f"{path}", "JSON", f"{type(problem).__name__}: {_short(problem)}", "Get it again."
+        ) from problem
+    if not isinstance(found, kind):
+        raise InputError(f"{path}", f"a JSON {kind.__name__}", type(found).__name__, "Get it again.")
+    return found
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor from a file of weights of any kind that `load_weights` takes.
+
+    Raises:
+        InputError: Damaged, or of another kind.
+        UnsafeError: Reading it would run code.
+    """
+    if path.name.endswith(INDEX):
+        state: dict[str, Tensor] = {}
+        for part in shards(path):
+            state |= read_state(part)
+        return state
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as problem:
+        raise InputError(f"{path}", "a readable file", _short(problem), "Check the path.") from problem
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return read_tensors(path)[0]
     if start[:2] == b"PK":
@@ -113,7 +199,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path}",
             "plain tensors",
             f"a pickle that needs more: {_wanted(problem)}",
-            "Save only the state dict, torch.save(model.state_dict(), ...), or use safetensors.",
+            "Save only the state dict, torch.save(model.state_dict(), ...), or use safetensors. A whole module that "
+            "you trust is a model of its own: --model FILE --trust.",
         ) from problem
     except Exception as problem:  # a damaged archive surfaces as almost any error
         raise InputError(
@@ -156,12 +243,14 @@ def _refuse_programs(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return  # torch's reader complains with more detail
     if "archive_format" in inside or any("serialized_exported_program" in name for name in inside):
-        kind = "an exported program (.pt2)"
+        kind = _PROGRAM
     elif any(name.startswith("code/") for name in inside) or "constants.pkl" in inside:
         kind = "a TorchScript program"
     else:
         return
     remedy = "Load it where you trust it, save its state_dict() as safetensors, and name the architecture."
+    if kind == _PROGRAM:
+        remedy = f"{remedy} A program that you trust is a model of its own: --model {path.name} --trust."
     raise UnsafeError(f"{path}", "plain tensors", f"{kind}, which can run code when loaded", remedy)
 
 
@@ -219,7 +308,7 @@ def _fitted(state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> 
     ]
     unexpected = [name for name in state if name not in own]
     others = [
-        f"{words}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({len(names)})."
+        f"{words}: {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''} ({len(names)})."
         for words, names in (("Missing", missing), ("Not in the model", unexpected))
         if names
     ]
