@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cases import NETWORKS
-from planaria.core.anatomy import Unit
+from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.errors import AnatomyError, EnvironmentProblem, InputError
 from planaria.core.network import Network
 from planaria.measure.scores import R2, Score
@@ -82,6 +82,43 @@ class Chance(nn.Module):
         return self.last(functional.dropout(self.first(x).relu(), 0.5, training=True))
 
 
+class Deciding(nn.Module):
+    """Lets what a layer emits decide the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return self.last(h) if float(h.mean()) < 1e9 else self.last(-h)
+
+
+class Padded(nn.Module):
+    """Leaves padding out where there is any, as Hugging Face models do; without any it may do something else."""
+
+    def __init__(self, otherwise: float = 1.0) -> None:
+        super().__init__()
+        self.embed, self.first, self.last = nn.Embedding(9, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.otherwise = otherwise
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        h = self.first(self.embed(input_ids)).relu()
+        if bool(attention_mask.all()):
+            return self.last(h.mean(1) * self.otherwise)
+        marked = attention_mask[..., None].to(h)
+        return self.last((h * marked).sum(1) / marked.sum(1))
+
+
+def _padded_task(count: int, whole: slice) -> Task:
+    rng = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 9, (count, 7), generator=rng)
+    kept = torch.arange(7) < torch.randint(2, 7, (count, 1), generator=rng)
+    kept[whole] = True
+    pair = ({"input_ids": ids * kept, "attention_mask": kept.long()}, torch.arange(count) % 3)
+    return Task.of("padded", pair, pair)
+
+
 class Branching(nn.Module):
     """Goes another way for inputs of another mean."""
 
@@ -110,7 +147,35 @@ def test_control_flow_that_depends_on_data_is_run_whole() -> None:
     net = Network.of(Branching(), task.test.inputs)
     effects = ablate(net, EachUnit(), task)
     assert _ways(effects) == {BRUTE}
+    assert "gives other outputs" in effects.plan.explain()
+
+
+def test_a_way_that_activations_decide_is_run_whole() -> None:
+    task = _task()
+    effects = ablate(Network.of(Deciding(), task.test.inputs), EachUnit(), task)
+    assert _ways(effects) == {BRUTE}
     assert "data decides" in effects.plan.explain()
+
+
+@pytest.mark.parametrize("otherwise", [1.0, -1.0])
+@pytest.mark.parametrize("whole", [slice(0, 0), slice(1500, None), slice(0, 1500), slice(None)])
+def test_padding_may_decide_the_way_block_by_block(whole: slice, otherwise: float) -> None:
+    task = _padded_task(2500, whole)
+    torch.manual_seed(1)
+    net = Network.of(Padded(otherwise), task.train.examples)
+    effects = ablate(net, EachUnit(layers=("first",)), task, audited=0)
+    if otherwise == 1.0:
+        assert BRUTE not in _ways(effects)
+    # By hand in the same blocks: what the network does depends on its batch.
+    for index in range(5):
+        hurt = silence(net, Anatomy.of(net).entries([Unit("first", index)]).all)
+        lost = torch.stack(
+            [
+                (hurt(x).argmax(1) == t).sum() - (net(x).argmax(1) == t).sum()
+                for x, t in zip(task.test.inputs.split(1000), task.test.targets.split(1000), strict=True)
+            ]
+        )
+        assert int(effects.tallies["first"].total[index]) == int(lost.sum())
 
 
 def test_a_stochastic_network_is_refused_with_the_remedy() -> None:

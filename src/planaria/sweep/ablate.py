@@ -8,7 +8,6 @@ says what that showed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.data import Data, check_labels
@@ -148,6 +148,7 @@ class Effects:
         )
 
 
+@without_tf32()
 def ablate(
     net: Network,
     what: What,
@@ -213,20 +214,22 @@ def ablate(
     sample = _sample(data, net.device)
     few = Data(sample[0][:2], sample[1][:2])
     task.outputs(net, few)  # raises with a reason if they do not fit
+    some = net.at_once(sample[0])
+    sample = _evenly(sample[0], some), _evenly(sample[1], some)
     if net.inputs is None or net.inputs.shape[1:] != few.inputs.shape[1:] or net.inputs.dtype != few.inputs.dtype:
         net = replace(net, inputs=few.inputs)
     scorer = task.scorer if score is None else score
     job = Job.of(what, net)
     if outputs or scorer.per_example is None:
         return _by_outputs(net, job, scorer, task, data, sample, audited, seed)
-    started = time.process_time()
+    started = clock(net.device)
     judge = Judge(scorer, None if job.new is not None else _classes(task, data, sample[1]))
     forward, known = _priced(net, sample[0])
     work = Work.of(net, job, judge, bitwise=bitwise, known=known)
     blocks = _blocks(data, work, sample)
     with route_of(net.device, bitwise=bitwise) as route:
         work = replace(work, plan=replace(work.plan, route=route))
-        prepared = time.process_time() - started
+        prepared = clock(net.device) - started
         whole = worked(work, blocks, workers, progress)
         checked = audit(work, *sample, whole.tallies, audited, seed, whole=_is_all(sample, data))
         spent, wrong = prepared + whole.seconds, checked.replaced
@@ -249,12 +252,12 @@ def ablate(
 
 
 def _priced(net: Network, inputs: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
-    """CPU seconds of an eager forward pass per example; and some of the inputs with the outputs."""
-    inputs, spent = _evenly(inputs, PRICED), []
+    """Seconds of an eager forward pass per example, see `clock`; and some of the inputs with the outputs."""
+    inputs, spent = _evenly(inputs, min(PRICED, net.at_once(inputs))), []
     for _ in range(2):
-        started = time.process_time()
+        started = clock(net.device)
         outputs = net(inputs)
-        spent.append(time.process_time() - started)
+        spent.append(clock(net.device) - started)
     return min(spent) / len(inputs), (inputs, outputs)
 
 
@@ -298,7 +301,7 @@ def _blocks(
     data: Data | Stream, work: Work, sample: tuple[Tensor, Tensor]
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """Blocks of inputs that fit in memory, as often as wanted; the same whoever works on them."""
-    most = _block_size(work)
+    most = _block_size(work, work.net.at_once(sample[0], FORWARD_BATCH))
 
     def blocks() -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(data, Data):
@@ -319,12 +322,18 @@ def _blocks(
     return blocks
 
 
-def _block_size(work: Work) -> int:
+def _block_size(work: Work, at_once: int) -> int:
     """Examples of a block: so few that several processes can share the work, so many that each has enough to do.
 
     What is run whole is run in the batches in which scores are taken elsewhere.
+
+    Args:
+        work: What is done to a block.
+        at_once: Examples that one pass may take.
     """
     most = max(1, min(BLOCK, MEMORY // max(1, work.bytes)))
+    if at_once < FORWARD_BATCH:
+        return min(most, at_once)
     if work.takes([BRUTE]) or isinstance(work.program, str):
         return math.ceil(most / FORWARD_BATCH) * FORWARD_BATCH
     price = sum(way.forwards for way in work.plan.ways) * work.program.work
@@ -342,7 +351,7 @@ def _by_outputs(
     seed: int,
 ) -> Effects:
     """Effects from the outputs under each lesion, all kept: on request, and for scores that are no mean."""
-    started = time.process_time()
+    started = clock(net.device)
     if not isinstance(data, Data):
         batches = list(_batches(data))
         data = Data(torch.cat([inputs for inputs, _ in batches]), torch.cat([targets for _, targets in batches]))
@@ -362,7 +371,7 @@ def _by_outputs(
     work = Work.of(net, job, Judge(scorer if mean else _whole(scorer)), bitwise=True, known=known)
     kept = {key: intact.new_empty(*shape, *intact.shape) for key, shape in job.shapes.items()}
     tallies = _kept(work, data, scorer, kept)
-    spent = time.process_time() - started
+    spent = clock(net.device) - started
     checked = audit(work, *sample, tallies, audited, seed, whole=mean and _is_all(sample, data))
     if checked.replaced:  # by brute force, because it was replayed
         work = work.safely(checked.replaced)

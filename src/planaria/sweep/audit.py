@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from planaria.core.streams import stream
+from planaria.measure.labels import class_scores
 from planaria.sweep.plan import BRUTE, IN_CHAIN
 from planaria.sweep.replay import edited
 from planaria.sweep.tally import Judge, Tally
@@ -74,7 +75,7 @@ def audit(
             outputs = edited(work.net, work.job.lesion(key, place, work.net))(inputs)
             truth = Tally.zeros((1,))
             truth.note(0, work.judge.values(outputs, targets), intact, targets)
-            close = _ties(outputs) if work.judge.counts_predictions else 0
+            close = _ties(class_scores(outputs, targets)) if work.judge.counts_predictions else 0
             ties += close
             if not _agrees(truth, found[key], place, close, work.judge, intact):
                 mismatches += 1

@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from planaria.core.devices import without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.scores import Score
@@ -23,6 +24,7 @@ CHUNK = 512
 """Examples at a time: the activations of a hidden layer then stay in cache."""
 
 
+@without_tf32()
 def scores_between(
     nets: Sequence[Network], shares: Sequence[float], inputs: Tensor, targets: Tensor, score: Score
 ) -> Tensor:

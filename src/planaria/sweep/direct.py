@@ -19,13 +19,16 @@ zero where everything behind the unit is linear.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from planaria.core.devices import without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.data import Data
+from planaria.measure.labels import IGNORED, class_scores, over_counted
 from planaria.measure.scores import Score
 from planaria.measure.task import Loss, Task
 from planaria.sweep.program import Program
@@ -57,17 +60,27 @@ def margins(net: Network, task: Task, data: Data) -> tuple[Score, Data]:
     data = data.to(net.device)
     outputs = task.outputs(net, data)
     labels = data.targets
-    of_classes = outputs.ndim == labels.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == labels.shape
-    if task.classes is None or labels.is_floating_point() or not of_classes or outputs.shape[1] < 2:
+    scores = _of_classes(outputs, labels) if task.classes is not None else None
+    if scores is None or scores.shape[1] < 2:
         return _score("minus loss", _minus_each(task.loss)), data
-    count = outputs.shape[1]
-    others = outputs.scatter(1, labels.unsqueeze(1), -torch.inf)
+    count, counted = scores.shape[1], labels != IGNORED
+    labels = labels.where(counted, 0)
+    others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
 
     def margin(given: Tensor, held: Tensor) -> Tensor:
-        own = given.gather(1, (held // count).unsqueeze(1)) - given.gather(1, (held % count).unsqueeze(1))
-        return own.flatten(1).double().mean(1)
+        given, places = class_scores(given, held), held.clamp(min=0).unsqueeze(1)
+        own = given.gather(1, places // count) - given.gather(1, places % count)
+        return over_counted(own.squeeze(1), held)
 
-    return _score("margin", margin), Data(data.inputs, labels * count + others.argmax(1))
+    return _score("margin", margin), replace(data, targets=(labels * count + others.argmax(1)).where(counted, IGNORED))
+
+
+def _of_classes(outputs: Tensor, labels: Tensor) -> Tensor | None:
+    """Outputs with the classes in dimension 1; None where they are no class scores."""
+    try:
+        return None if labels.is_floating_point() else class_scores(outputs, labels)
+    except InputError:
+        return None
 
 
 def _score(name: str, per_example: Callable[[Tensor, Tensor], Tensor]) -> Score:
@@ -93,6 +106,7 @@ def _minus_each(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return each
 
 
+@without_tf32()
 def direct_effects(
     program: Program, layers: Sequence[str], inputs: Tensor, targets: Tensor, judge: Judge
 ) -> dict[str, Tensor]:

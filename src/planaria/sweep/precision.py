@@ -16,7 +16,6 @@ found by drawing from populations of 10,000 with 0 to 40 % of changed outcomes. 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -24,6 +23,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -189,6 +189,7 @@ class Precise:
         return sum(int(seen.sum()) for seen in self.seen.values()) / (lesions * self.examples)
 
 
+@without_tf32()
 def precise(
     net: Network,
     what: What,
@@ -239,9 +240,9 @@ def precise(
     """
     if not precision >= 0.0:
         raise InputError("precise(precision)", "a half-width of at least 0", precision)
-    started = time.process_time()
+    started = clock(net.device)
     data = task.test if data is None else data
-    net = net.with_inputs(task.train.inputs.to(net.device))
+    net = net.with_inputs(task.train.examples)
     job = Job.of(what, net)
     order = torch.randperm(len(data), generator=stream(seed, "precision"))
     upto, *later = looks(len(data))
@@ -276,7 +277,7 @@ def precise(
         precision=precision,
         plan=work.plan,
         audit=checked,
-        seconds=time.process_time() - started,
+        seconds=clock(net.device) - started,
     )
 
 

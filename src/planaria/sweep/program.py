@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planaria.core.devices import without_tf32
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.sweep.gates import Gate, Read, gates_of
@@ -60,6 +61,7 @@ class Program:
         reads: Layer -> the products through which alone its units act, if that is so.
         bytes: Value -> bytes per example.
         coarse: Whether some numbers have so few digits that rounding decides predictions.
+        decided: Whether the inputs decided the way, as where padding is looked for: see `holds`.
         fused: Groups of operations that may run as one; if there are none, resuming is bit-identical.
 
     Example:
@@ -85,6 +87,7 @@ class Program:
     reads: Mapping[str, tuple[Read, ...]]
     bytes: Mapping[int, int]
     coarse: bool
+    decided: bool = False
     fused: tuple[Fused, ...] = ()
     _suffixes: dict[frozenset[int], tuple[tuple[Op, tuple[int, ...]], ...]] = field(
         default_factory=dict, init=False, repr=False
@@ -112,6 +115,7 @@ class Program:
             reads={},
             bytes=recording.bytes,
             coarse=recording.coarse,
+            decided=recording.decided,
         )
         assert net.inputs is not None
         few = examples_of(net.inputs, 5)
@@ -135,6 +139,24 @@ class Program:
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False  # a number that the recording took for fixed was of the inputs
         return same(theirs, ours)
+
+    def holds(self, inputs: Tensor, outputs: Tensor) -> bool:
+        """Whether it gives the network's outputs for these inputs; only a program whose way was decided is tried.
+
+        What decides does not depend on weights: where it holds for the intact network, it does for damaged ones.
+
+        Args:
+            inputs: [examples, ...].
+            outputs: Of the network that was recorded.
+        """
+        if not self.decided:
+            return True
+        try:
+            return near(self.run(inputs)[self.output], outputs)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            if "memory" in str(error):
+                raise
+            return False  # a number that was taken for fixed depends on the inputs
 
     def exchanges(self, net: Network, names: Iterable[str]) -> bool:
         """Whether some weights can be exchanged: nothing computed from them has left the tensors on the way.
@@ -178,6 +200,7 @@ class Program:
         """Multiply-adds of a whole pass, per example."""
         return sum(op.work for op in self.ops if op.live)
 
+    @without_tf32()
     def run(self, inputs: Tensor, keep: Iterable[int] = ()) -> dict[int, Tensor]:
         """The whole pass.
 
@@ -304,16 +327,17 @@ class Program:
         wanted = set(at)
         with torch.inference_mode(False), torch.enable_grad():
             for op in self.ops:
-                if op.live:
+                if op.live and any(write is not None for write in op.writes):
                     self._step(op, values, len(inputs))
                     for write in op.writes:
                         if write in wanted and not values[write].requires_grad:
                             values[write] = values[write].detach().requires_grad_()
             numbers = value_of(values[self.output])
-            found = torch.autograd.grad(numbers.sum(), [values[a] for a in at], allow_unused=True)
+            moving = [a for a in at if values[a].requires_grad]  # the inputs may be among `at`
+            found = torch.autograd.grad(numbers.sum(), [values[a] for a in moving], allow_unused=True)
+        slopes = dict(zip(moving, found, strict=True))
         pairs = [
-            (values[a].detach(), torch.zeros_like(values[a]) if slope is None else slope)
-            for a, slope in zip(at, found, strict=True)
+            (values[a].detach(), torch.zeros_like(values[a]) if slopes.get(a) is None else slopes[a]) for a in at
         ]
         return numbers.detach(), pairs
 

@@ -130,6 +130,7 @@ class Recording:
         rows: Value -> where its examples are, taken to be together and in order.
         bytes: Value -> bytes per example.
         coarse: Whether some numbers have so few digits that rounding decides predictions.
+        decided: Whether the inputs decided the way, so that others may take another one.
         graph: The larger recording, for following units.
         values: Value -> what it is there.
     """
@@ -142,6 +143,7 @@ class Recording:
     rows: Mapping[int, Rows]
     bytes: Mapping[int, int]
     coarse: bool
+    decided: bool
     graph: Graph
     values: Mapping[int, Value]
 
@@ -162,7 +164,8 @@ def record(net: Network) -> Recording | str:
     if len(more.outputs) != 1:
         return f"it returns {len(more.outputs)} tensors"
     joining = _Joining(few, more)
-    for at in sorted(needed_calls(more.calls, more.outputs)):
+    needed = sorted(needed_calls(more.calls, more.outputs))
+    for at in needed:
         reason = joining.add(at)
         if reason:
             return reason
@@ -206,6 +209,8 @@ class _Joining:
         self._weights: dict[str, int] = {}
         self._inputs: set[int] = set()
         self._pairs: list[tuple[Value, Value]] = []
+        self._weighed: set[int] = set()
+        self._decided = False
 
     def _slot(self, value: Value) -> int:
         return self._slots.setdefault(id(value), len(self._slots))
@@ -216,6 +221,14 @@ class _Joining:
         reason = _obstacle(large, self._more, at)
         if reason:
             return reason
+        if any(value.sources or id(value) in self._weighed for value in large.inputs):
+            self._weighed |= {id(value) for value in large.outputs if value is not None}
+        if large.outputs and not any(large.outputs) and any(value.active for value in large.inputs):
+            # A number that leaves the tensors decides something in Python. What only the inputs decide holds for every
+            # lesion: whether it holds for other inputs can be seen from the intact network.
+            if any(id(value) in self._weighed for value in large.inputs):
+                return "data decides what it computes"
+            self._decided = True
         args, kwargs = (self._template(*both) for both in ((small.args, large.args), (small.kwargs, large.kwargs)))
         if args is None or kwargs is None:
             return f"{large.name} is called with numbers that change with the examples in no simple way"
@@ -283,12 +296,14 @@ class _Joining:
         rows, sizes, coarse = {start: Rows(0)}, {}, False
         for small, large in self._pairs:
             at = self._slots.get(id(large))
-            if at is None or not large.active:
+            if at is None or not (large.active or at in self._live):
                 continue
             tensor = large.tensor
+            axis = _grown(small.tensor.shape, tensor.shape)
+            if not large.active and (axis is None or not bool((tensor == tensor.narrow(axis, 0, 1)).all())):
+                continue  # only the count of examples decides these numbers: whose they are cannot be said
             sizes[at] = tensor.numel() * tensor.element_size() // MORE
             coarse = coarse or (tensor.is_floating_point() and torch.finfo(tensor.dtype).eps > COARSE)
-            axis = _grown(small.tensor.shape, tensor.shape)
             if axis is not None:
                 rows[at] = Rows(axis, tensor.shape[axis] // MORE)
         known = {id(value): value for call in self._more.calls for value in call.outputs if value is not None}
@@ -301,6 +316,7 @@ class _Joining:
             rows=rows,
             bytes=sizes,
             coarse=coarse,
+            decided=self._decided,
             graph=self._more,
             values={at: known[key] for key, at in self._slots.items() if key in known},
         )
@@ -332,11 +348,10 @@ def _obstacle(call: Call, graph: Graph, at: int) -> str:
             return f"{call.function} changes memory that is read elsewhere"
     if call.function._schema.is_mutable and len(call.outputs) > 1 + len(call.overwritten):
         return f"{call.function} changes several tensors in place"
-    if call.outputs and not any(call.outputs):
-        # A number that leaves the tensors decides something in Python.
-        return "data decides what it computes" if any(value.active for value in call.inputs) else ""
-    active = any(value.active for value in call.inputs)
+    active = any(value.active for value in call.inputs) and any(call.outputs)
     shapes = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+    if call.name == "index" and all(value.tensor.dtype is not torch.bool for value in call.arguments[1:]):
+        shapes = set()  # picked by number, not by condition
     if active and shapes & set(call.function.tags):
         return f"the shape of what {call.name} returns depends on the data"
     return ""

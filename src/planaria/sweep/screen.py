@@ -8,7 +8,6 @@ pair is evaluated by replaying what depends on the unit, elsewhere a random part
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from planaria.core.anatomy import Anatomy
+from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -74,6 +74,7 @@ class Screen:
         return int(self.counts.taken.sum()) / (self.counts.examples * sum(self.layers.values()))
 
 
+@without_tf32()
 def screen(
     net: Network,
     what: EachUnit,
@@ -121,28 +122,31 @@ def screen(
     Not guaranteed: the intervals of single units, see `Screened.intervals`. An answer that changes away from the rival,
     to a third class, is found by chance or by evaluation only.
     """
-    started = time.process_time()
+    started = clock(net.device)
     data = task.test if data is None else data
     judge = Judge(task.scorer if score is None else score)
-    if judge.score is not ACCURACY or data.targets.ndim != 1 or data.targets.is_floating_point():
+    if not judge.counts_predictions or data.targets.ndim != 1 or data.targets.is_floating_point():
         raise InputError(
             "screen(score)", "accuracy on one label per input", judge.score.name, "Ask for a precision instead."
         )
     design = Design.of(len(data), budget, share)
-    net = net.with_inputs(task.train.inputs.to(net.device))
+    net = net.with_inputs(task.train.examples)
     layers = {group.layer: group.count for group in Anatomy.of(net).select(what.kinds, what.layers)}
     with fast_products(net.device):
         screener = Screener.of(net, layers)
         found, intact, done = None, 0, 0
         for number, rows in enumerate(torch.arange(len(data)).split(screener.block)):
             x, t = (part[rows.to(part.device)].to(net.device) for part in (data.inputs, data.targets))
+            if screener.program.decided and not screener.program.holds(x, net(x)):
+                expected = "inputs that take the same way through the network as its example inputs"
+                raise InputError("screen(data)", expected, "others", "Ask for a precision instead.")
             block, right = screener.screened(x, t, design, stream(seed, "screen", number))
             found = block if found is None else found + block
             intact, done = intact + right, done + len(rows)
             if progress is not None:
                 progress(done)
     assert found is not None
-    return Screen(found, layers, intact / len(data), time.process_time() - started)
+    return Screen(found, layers, intact / len(data), clock(net.device) - started)
 
 
 @dataclass(frozen=True, eq=False)

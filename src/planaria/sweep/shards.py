@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planaria.core.devices import clock
 from planaria.core.errors import EnvironmentProblem
 from planaria.sweep.tally import Tally
 from planaria.sweep.work import Work
@@ -32,7 +32,7 @@ class Part:
         examples: Inputs.
         intact: Sum of the intact scores.
         classes: Examples of each class, or None.
-        seconds: CPU seconds, of whichever process.
+        seconds: See `clock`; CPU seconds of whichever process.
     """
 
     tallies: dict[str, Tally]
@@ -92,18 +92,21 @@ def worked(work: Work, blocks: Blocks, workers: int, progress: Callable[[int], N
 
 def _block(work: Work, inputs: Tensor, targets: Tensor) -> Part:
     """One block; split where memory runs out."""
-    started = time.process_time()
+    started = clock(work.net.device)
+    done: tuple[dict[str, Tally], Tensor] | None = None
     try:
-        tallies, intact = work.tally(inputs.to(work.net.device), targets.to(work.net.device))
+        done = work.tally(inputs.to(work.net.device), targets.to(work.net.device))
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
+    if done is None:  # only now: while the error is at hand, so is the memory of the pass that it ended
         if len(inputs) == 1:
             raise EnvironmentProblem(
                 "ablate", "memory for one example", "none left", "Use a machine with more memory, or fewer lesions."
-            ) from None
+            )
         half = len(inputs) // 2
         return _block(work, inputs[:half], targets[:half]) + _block(work, inputs[half:], targets[half:])
+    tallies, intact = done
     classes = work.judge.classes
     counted = None if classes is None else torch.bincount(targets.cpu(), minlength=classes)
     return Part(
@@ -111,7 +114,7 @@ def _block(work: Work, inputs: Tensor, targets: Tensor) -> Part:
         len(inputs),
         float(intact.sum()),
         counted,
-        time.process_time() - started,
+        clock(work.net.device) - started,
     )
 
 

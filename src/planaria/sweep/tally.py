@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from planaria.core.errors import InputError
-from planaria.measure.scores import ACCURACY, Score
+from planaria.measure.scores import Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Judge:
     @property
     def counts_predictions(self) -> bool:
         """Whether only the place of the largest output matters, so that a prediction proven unchanged is enough."""
-        return self.score is ACCURACY
+        return self.score.of_answers
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Score of each example.

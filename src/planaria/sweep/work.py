@@ -165,11 +165,27 @@ class Work:
             by_way.setdefault(way.way, []).append(way.key)
         if by_way.keys() == {CERTIFY}:
             return self._certifier(by_way[CERTIFY])(inputs, targets, self.judge)
-        intact = torch.cat([self.judge.values(self.net(x), t) for x, t in chunks(inputs, targets, FORWARD_BATCH)])
+        parts, holds = [], True
+        for x, t in chunks(inputs, targets, FORWARD_BATCH):
+            outputs = self.net(x)
+            parts.append(self.judge.values(outputs, t))
+            holds = holds and self._holds(x, outputs)
+        intact = torch.cat(parts)
+        if not holds:  # these inputs take another way than the recorded pass
+            replayed = [key for way in REPLAYED for key in by_way.pop(way, ())]
+            by_way[BRUTE] = [*by_way.get(BRUTE, ()), *replayed]
         found: dict[str, Tally] = {}
         for one, keys in by_way.items():
             found |= self._by(one, keys, inputs, targets, intact)
         return {key: found[key] for key in self.job.shapes}, intact
+
+    def _holds(self, inputs: Tensor, outputs: Tensor) -> bool:
+        """Whether the recorded pass, if it is used, is that of these inputs."""
+        program = self.program
+        if not isinstance(program, Program) or not program.decided or not self.takes(REPLAYED):
+            return True
+        pairs = chunks(inputs, outputs, self.plan.chunk)
+        return all(program.holds(x, y) for x, y in pairs)
 
     def _certifier(self, keys: Iterable[str]) -> Certifier:
         """Certificates of some layers, made once."""
@@ -216,6 +232,8 @@ class Work:
         if isinstance(program, Program) and replayed:
             keep = {at for key in replayed for at in base_of(program, self.job.various(key, self.net))}
             base = program.run(inputs, keep=keep)
+            if not self._holds(inputs, self.net(inputs)):
+                base, replayed = {}, []
 
         def damaged() -> Iterator[tuple[str, int, Tensor]]:
             for way in self.plan.ways:
