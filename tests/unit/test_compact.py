@@ -107,9 +107,11 @@ def test_a_silent_unit_that_may_learn_again_stays() -> None:
     assert compact(passing).network is passing
 
 
-def test_a_dead_gate_takes_along_what_it_gated() -> None:
-    net = killed(NETWORKS["gated"].network(), gate=[0, 3])
-    assert compact(net).removed == {"gate": (0, 3), "up": (0, 3)}
+def test_a_dead_gated_neuron_goes_with_its_gate_and_its_value() -> None:
+    small = compact(killed(NETWORKS["gated"].network(), gated=[0, 3]))
+    assert small.removed == {"gated": (0, 3)}
+    assert [small.network.weights[f"{name}.weight"].shape[0] for name in ("gate", "up")] == [3, 3]
+    assert small.network.weights["down.weight"].shape == (3, 3)
 
 
 def test_of_a_dead_layer_one_unit_stays() -> None:

@@ -10,6 +10,7 @@ from cases import randomise, trained
 from planaria.core.anatomy import Anatomy, silence
 from planaria.core.errors import InputError
 from planaria.core.network import Network
+from planaria.core.port import Layout
 from planaria.core.streams import stream
 from planaria.repair.dream import dream
 from planaria.repair.refit import Teacher, refit
@@ -91,3 +92,20 @@ def test_inputs_of_another_shape_are_refused_by_name() -> None:
     units = Anatomy.of(net).units()[:2]
     with pytest.raises(InputError, match=r"Teacher\.inputs.*\[4\].*\[5\]"):
         refit(net, units, Teacher(net, torch.zeros(8, 5)))
+
+
+def test_packed_rows_are_dreamt_part_by_part() -> None:
+    ids = torch.randint(3, 9, (4, 6), generator=stream(0, "ids"))
+    mask = (torch.arange(6) < torch.tensor([[2], [4], [5], [6]])).long()
+    size = torch.rand(4, 1, generator=stream(0, "size"))
+    given = {"ids": ids, "mask": mask, "size": size}
+    layout = Layout.of(given)
+    assert layout is not None
+    made = layout.unpack(dream(layout.pack(given), 30, stream(1, "dream"), layout=layout))
+    assert isinstance(made, dict)
+    assert {tuple(row) for row in made["mask"].tolist()} <= {tuple(row) for row in mask.tolist()}
+    assert int(made["ids"].max()) <= 8 and len({tuple(row) for row in made["ids"].tolist()}) > 4
+    assert float(made["size"].min()) >= float(size.min())
+    pair = Layout.of((ids, size))
+    assert pair is not None
+    assert dream(pair.pack((ids, size)), 3, stream(1, "dream"), layout=pair).shape == (3, 7)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from cases import NETWORKS, randomise, trained
-from planaria.core.anatomy import Anatomy, silence
+from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
@@ -161,3 +163,205 @@ def test_a_refit_of_a_single_input_runs_the_way_torch_runs_single_inputs() -> No
     net = case.network()
     inputs = case.inputs(5, "odd")
     assert Sidecar.of(net, inputs, batch=4).moments.keys() == Sidecar.of(net, inputs).moments.keys()
+
+
+# ------------------------------------------------------------------------------------------------- what was made good
+
+
+def test_every_refitted_layer_says_how_far_off_it_was_and_is() -> None:
+    net, task = trained("digits")
+    units = [unit for unit in Anatomy.of(net).units() if unit.index % 3 == 0]
+    done = refit(net, units, Teacher(net, task.train.inputs[:800]))
+    assert [fit.reader for fit in done.layers] == ["2.weight", "4.weight"]
+    first = done.layers[0]
+    assert (first.dead, first.living, first.rows, first.held_out) == (6, 10, 800, True)
+    assert first.ridge == 1e-4
+    assert all(0 < fit.after < fit.before for fit in done.layers)
+    lines = str(done).splitlines()
+    assert len(lines) == 3
+    assert "6 of 16" in lines[1] and lines[1].startswith("2.weight")
+    assert repr(done) == str(done)
+
+
+def test_held_out_errors_are_those_of_a_refit_without_the_held_out_inputs() -> None:
+    net, task = trained("digits")
+    units = [Unit("2", index) for index in range(0, 12, 2)]
+    inputs = task.train.inputs[:800]
+    held = torch.arange(800) % 8 == 7
+    (fit,) = refit(net, units, Teacher(net, inputs), ridge=1e-3).layers
+    other = refit(net, units, Teacher(net, inputs[~held]), ridge=1e-3).network
+    truth, made = net(inputs[held]).double(), other(inputs[held]).double()
+    expected = float((made - truth).square().sum() / (truth - truth.mean(0)).square().sum())
+    assert fit.after == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_sidecar_tells_the_errors_on_the_inputs_it_has_seen() -> None:
+    net, task = trained("digits")
+    units, inputs = [Unit("2", index) for index in range(0, 12, 2)], task.train.inputs[:800]
+    done = refit(net, units, Sidecar.of(net, inputs), ridge=1e-3)
+    (fit,) = done.layers
+    truth = net(inputs).double()
+    variance = (truth - truth.mean(0)).square().sum()
+    hurt = silence(net, Anatomy.of(net).entries(units).all)
+    for error, other in ((fit.before, hurt), (fit.after, done.network)):
+        assert error == pytest.approx(float((other(inputs).double() - truth).square().sum() / variance), rel=1e-3)
+    assert not fit.held_out
+    assert "(of the inputs it was fitted to)" in str(done)
+
+
+def test_nothing_dead_is_nothing_to_refit() -> None:
+    net, task = trained("digits")
+    for source in (Teacher(net, task.train.inputs[:50]), Sidecar.of(net, task.train.inputs[:50])):
+        assert str(refit(net, (), source)) == "nothing to refit"
+
+
+def test_what_nothing_makes_up_for_is_named_with_a_teacher_too() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up = nn.Embedding(7, 6), nn.Linear(6, 6)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = torch.relu(self.up(self.embed(tokens))).mean(1) @ self.embed.weight.T
+            return made
+
+    model = Shared()
+    randomise(model, 0)
+    tokens = torch.randint(7, (40, 3), generator=stream(0, "tokens"))
+    net = Network.of(model, tokens)
+    done = refit(net, [Unit("up", 2)], Teacher(net, tokens))
+    assert "also read by embedding" in done.unrepaired["up"]
+
+
+# ------------------------------------------------------------------------------------------- streams, loops, doubles
+
+
+class Branches(nn.Module):
+    """Two branches on a stream: the second can make up for what the first has lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
+        self.up, self.down = (
+            nn.ModuleList(nn.Linear(10, 24) for _ in "ab"),
+            nn.ModuleList(nn.Linear(24, 10) for _ in "ab"),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        made: torch.Tensor = self.head(x)
+        return made
+
+
+def test_a_branch_makes_up_for_what_the_stream_has_lost() -> None:
+    model = Branches()
+    randomise(model, 1)
+    inputs = torch.randn(600, 6, generator=stream(0, "inputs"))
+    net = Network.of(model, inputs)
+    units = [unit for unit in Anatomy.of(net).units("neuron") if unit.layer == "up.0" and unit.index % 4]
+    done = refit(net, units, Teacher(net, inputs[:300]))
+    fits = {fit.reader: fit for fit in done.layers}
+    assert fits["down.1.weight"].dead == 0
+    assert fits["down.1.weight"].after < 0.9 * fits["down.1.weight"].before
+    before = silence(net, Anatomy.of(net).entries(units).all)
+    errors = [float((n(inputs[300:]) - net(inputs[300:])).square().mean()) for n in (before, done.network)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_refitting_twice_is_refitting_once_where_the_bias_is_added_elsewhere() -> None:
+    case = NETWORKS["attention-stacked"]
+    net, inputs = case.network(), case.inputs(200, "moments")
+    hurt = Damage(Silence(), RandomUnits()).at(0.4)(net, stream(1, "x"))
+    once = next(Refit(Teacher(net, inputs), 1e-3)(hurt, stream(0, "x"))).network
+    twice = next(Refit(Teacher(net, inputs), 1e-3)(once, stream(0, "x"))).network
+    moved = [float((b(inputs) - a(inputs)).norm()) for a, b in ((hurt, once), (once, twice))]
+    assert moved[1] < 0.1 * moved[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_units_are_replaced_by_the_others_at_every_step(kind: Any) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = kind(8, 32, batch_first=True), nn.Linear(32, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.head(self.rnn(x.view(len(x), 8, 8))[0][:, -1])
+            return made
+
+    _, task = trained("digits")
+    model = Rows()
+    randomise(model, 0)
+    net = Network.of(model, task.train.inputs)
+    units = [Unit("rnn", index) for index in range(0, 32, 4)]
+    hurt = silence(net, Anatomy.of(net).entries(units).all)
+    inputs, others = task.train.inputs[:400], task.train.inputs[400:700]
+    for source in (Sidecar.of(net, inputs), Teacher(net, inputs)):
+        done = refit(net, units, source)
+        assert "rnn.weight_hh_l0" in done.refitted
+        error = [float((n(others) - net(others)).square().mean()) for n in (hurt, done.network)]
+        assert error[1] < 0.6 * error[0]
+
+
+def test_a_fit_that_a_loop_makes_worse_is_not_kept() -> None:
+    model = nn.RNN(3, 12, batch_first=True)
+    wrapped = _Last(model)
+    randomise(wrapped, 0)
+    with torch.no_grad():
+        model.weight_hh_l0.mul_(3.0)  # a chaotic loop: living units cannot follow where dead ones would lead
+    inputs = torch.randn(40, 12, 3, generator=stream(0, "inputs"))
+    net = Network.of(wrapped, inputs)
+    done = refit(net, [Unit("rnn", index) for index in range(0, 12, 2)], Teacher(net, inputs), ridge=1e-3)
+    (fit, *_) = done.layers
+    assert fit.reader == "rnn.weight_hh_l0"
+    assert fit.after <= fit.before
+    if fit.after == fit.before:
+        assert "rnn.weight_hh_l0" not in done.refitted
+
+
+class _Last(nn.Module):
+    def __init__(self, rnn: nn.RNN) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.head(self.rnn(x)[0][:, -1])
+        return made
+
+
+# ----------------------------------------------------------------------------------------------- other people's models
+
+
+def _inputs_of_tokens(count: int) -> dict[str, torch.Tensor]:
+    rng = stream(0, "tokens")
+    ids = torch.randint(1, 30, (count, 10), generator=rng)
+    mask = (torch.arange(10) < torch.randint(3, 11, (count, 1), generator=rng)).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_models_of_the_transformers_library_are_refitted(name: str) -> None:
+    library = pytest.importorskip("transformers", reason="a model of that library is refitted")
+    shared = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 3}
+    shared |= {"intermediate_size": 24, "max_position_embeddings": 16, "pad_token_id": 0}
+    if name == "bert":
+        model = library.BertForSequenceClassification(library.BertConfig(**shared))
+    else:
+        model = library.LlamaForSequenceClassification(library.LlamaConfig(**shared, num_key_value_heads=2))
+    randomise(model, 0)
+    given = _inputs_of_tokens(400)
+    net = Network.of(model.eval(), given)
+    rows = net.port.rows(given)
+    units = [unit for unit in Anatomy.of(net).units() if unit.index % 3 == 1]
+    kinds = {group.layer: group.kind for group in Anatomy.of(net).groups}
+    units = [unit for unit in units if kinds[unit.layer] in {"neuron", "head"}]
+    assert {kinds[unit.layer] for unit in units} == {"neuron", "head"}
+    hurt = silence(net, Anatomy.of(net).entries(units).all)
+    fitted, others = rows[:300], rows[300:]
+    before = float((hurt(others) - net(others)).square().mean())
+    for source in (Teacher(net, fitted), Sidecar.of(net, fitted)):
+        done = refit(net, units, source)
+        assert done.unrepaired == {}
+        assert float((done.network(others) - net(others)).square().mean()) < 0.8 * before

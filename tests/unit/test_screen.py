@@ -359,3 +359,11 @@ def test_what_cannot_be_screened_is_refused_in_words() -> None:
     deciding = Network.of(Deciding().eval(), inputs)
     with pytest.raises(InputError, match="recorded"):
         screen(deciding, EachUnit(), labelled(deciding, inputs, 2), budget=1.0, share=1.0)
+
+
+def test_residual_streams_that_begin_with_the_inputs_are_screened() -> None:
+    case = NETWORKS["attention-grouped"]
+    inputs = case.inputs(600, "stream")
+    data = Data(inputs, case.network()(inputs).argmax(1))
+    found = screen(case.network(), EachUnit(), case.task(), data=data, budget=0.6, share=0.4)
+    assert set(found.lost) == {"attention"} and found.share <= 0.7

@@ -15,9 +15,10 @@ from planaria.core.errors import AnatomyError, InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.weights import pack_weights
+from planaria.repair.packing import prints_of
 from planaria.repair.readers import readers, rows_of, spread
 from planaria.repair.refit import Teacher, refit
-from planaria.repair.sidecar import Sidecar, _prints, doubt, moment_of
+from planaria.repair.sidecar import Sidecar, doubt, moment_of
 
 
 def wide(kind: str = "mlp") -> tuple[Network, torch.Tensor]:
@@ -378,7 +379,7 @@ def test_other_normalisation_statistics_are_another_network() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1)])
 def test_weights_without_entries_or_without_bytes_of_their_own_have_hashes(shape: tuple[int, int]) -> None:
-    assert len(_prints(torch.zeros(()).expand(shape))) == shape[0]
+    assert len(prints_of(torch.zeros(()).expand(shape))) == shape[0]
 
 
 def test_inputs_that_the_network_cannot_read_are_refused_by_name() -> None:
@@ -437,3 +438,37 @@ def test_a_sidecar_file_rescues_the_digits() -> None:
     hurt = silence(net, Anatomy.of(net).entries(units).all)
     fixed = refit(hurt, units, packed).network
     assert task.score(fixed) > task.score(hurt) + 0.1
+
+
+def test_a_sidecar_makes_an_example_of_what_the_network_takes() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 16), nn.Linear(16, 4)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.head(torch.relu(self.embed(ids) * mask[..., None]).sum(1) * scale)
+            return made
+
+    ids = torch.randint(9, (20, 5), generator=stream(0, "ids"))
+    given = {"ids": ids, "mask": (ids > 2).long(), "scale": torch.rand(20, 1, generator=stream(0, "scale"))}
+    model = Two()
+    randomise(model, 0)
+    net = Network.of(model, given)
+    sidecar = Sidecar.of(net, net.port.rows(given))
+    example = sidecar.example()
+    assert isinstance(example, dict)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in example.items()} == {
+        name: ((2, *t.shape[1:]), t.dtype) for name, t in given.items()
+    }
+    assert bool((example["mask"] == 1).all()) and bool((example["ids"] == 0).all())
+    again = Network.of(net.to_module(), example)
+    assert [group.layer for group in Anatomy.of(again).groups] == [group.layer for group in Anatomy.of(net).groups]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64])
+def test_the_example_of_a_network_of_one_tensor_is_one(kind: torch.dtype) -> None:
+    sidecar = Sidecar({}, {}, 1, {}, about={"shape": [3], "type": str(kind).removeprefix("torch.")})
+    example = sidecar.example()
+    assert isinstance(example, torch.Tensor)
+    assert (example.shape, example.dtype) == ((2, 3), kind)

@@ -7,7 +7,6 @@ on the network without them (`compacted`), and each moment's network is put toge
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
@@ -18,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from planaria.core.anatomy import Anatomy, flat
 from planaria.core.autodiff import plain_kernels
+from planaria.core.devices import clock
 from planaria.core.errors import AnatomyError, InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
@@ -72,13 +72,14 @@ class _Module:
     buffers: Mapping[str, tuple[dict[str, Any], str]]
     loss: Gradient
     rng: Generator
+    scaler: torch.amp.GradScaler
 
     def gradient(self, rows: Tensor) -> None:
         with lend(self.rng, self.net.device), plain_kernels(), torch.enable_grad():
             value = self.loss(rows)
             for parameter in self.parameters.values():
                 parameter.grad = None  # only now, so that its memory serves for the gradients of this update
-            value.backward()
+            self.scaler.scale(value).backward()
 
     def plasticity(self, plasticity: Weights) -> Weights:
         return plasticity
@@ -133,13 +134,16 @@ def descend(
     while optimiser is None:
         cost = cost + update
         yield Moment(net, cost)
-    learner = _Module(net, moving, _buffers(module), loss, rng)
+    # Gradients of half precision fall out of its range; scaled up they do not, and steps that overflow are left out.
+    scaler = torch.amp.GradScaler(net.device.type, enabled=net.port.autocast is torch.float16)
+    learner = _Module(net, moving, _buffers(module), loss, rng, scaler)
     rates = [group["lr"] for group in optimiser.param_groups]
 
     def step(share: float) -> None:
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * share
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
 
     yield from follow(
         learner, step, rng, rows=rows, update=update, horizon=horizon, plasticity_at=plasticity_at, spent=cost
@@ -177,7 +181,7 @@ def follow(
     given: Weights | None = None
     brake = Brake((), ())
     for done, batch in enumerate(batches(*rows, rng)):
-        start = time.process_time()
+        start = clock(device)
         with products(device), torch.inference_mode(False):
             learner.gradient(batch.to(device))
         plasticity = plasticity_at(done)
@@ -188,7 +192,7 @@ def follow(
         if brake.held or brake.slow:
             brake.apply(before)
         now = learner.now()
-        cost = cost + Cost(*counts, time.process_time() - start)
+        cost = cost + Cost(*counts, clock(device) - start)
         yield Moment.later(now, cost)
 
 
@@ -291,11 +295,11 @@ def compacted(net: Network, inputs: Tensor, batch: int, train: Train, *, decays:
         train: The training.
         decays: Whether it has weight decay.
     """
-    start = time.process_time()
+    start = clock(net.device)
     small = _smaller(net, inputs[: min(batch, PROOF)]) if costly(net, inputs, batch) else None
     if small is None or (decays and _moving(small.network) < _moving(net)):
         return train(net, lambda weights: weights)
-    spent = Cost(seconds=time.process_time() - start)
+    spent = Cost(seconds=clock(net.device) - start)
     return (_expanded(small, moment, spent) for moment in train(small.network, _once(small.shrink)))
 
 
@@ -345,7 +349,7 @@ def _alike_in_training(net: Network, small: Network, inputs: Tensor) -> bool:
 
     def outputs(one: Network, name: str) -> Tensor:
         with lend(stream(0, name), one.device), plain_kernels(), torch.no_grad():
-            return flat(one.to_module().train()(inputs))
+            return flat(one.port(one.to_module().train(), inputs))
 
     try:
         first, again, other = outputs(net, "a"), outputs(net, "b"), outputs(small, "a")

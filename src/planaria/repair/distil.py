@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import log_softmax
 
+from planaria.core.devices import clock
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
@@ -76,7 +76,7 @@ class Distil:
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """Moments of the training, one per update."""
-        start = time.process_time()
+        start = clock(net.device)
         inputs = self.inputs.to(net.device)
         with torch.no_grad():
             outputs = [self.teacher.to(net.device)(part) for part in inputs.split(FORWARD_BATCH)]
@@ -88,7 +88,7 @@ class Distil:
             examples=len(inputs),
             forward_passes=len(outputs),
             multiply_adds=len(inputs) * forward_multiply_adds(net, inputs),
-            seconds=time.process_time() - start,
+            seconds=clock(net.device) - start,
         )
         for moment in Retrain(task, self.optimiser, self.batch, self.horizon)(net, rng):
             yield moment.at(asked + replace(moment.cost, labels=0))

@@ -8,9 +8,12 @@ import torch
 from torch import Generator, Tensor
 
 from planaria.core.errors import InputError
+from planaria.core.port import Layout
 
 
-def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = None) -> Tensor:
+def dream(
+    like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = None, layout: Layout | None = None
+) -> Tensor:
     """Synthetic inputs: pink noise with the values of a few real inputs.
 
     Amplitudes fall as 1 / frequency over height and width (a flat input whose length is a square counts as an
@@ -23,6 +26,8 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
         count: How many to make.
         rng: Source of the noise.
         vocabulary: Number of tokens; by default one more than the largest in `like`.
+        layout: Of packed rows, for a network that takes several tensors: each is dreamt by itself, and those of zeros
+            and ones, such as a Hugging Face attention mask, are those of some of `like`.
 
     Returns:
         Inputs [count, ...] of the type of `like`.
@@ -42,6 +47,8 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
     """
     if len(like) == 0 or count < 1:
         raise InputError("dream", "an input to be like, and a count of at least 1", f"{len(like)} and {count}")
+    if layout is not None:
+        return _packed(like, count, rng, vocabulary, layout)
     shape = tuple(like.shape[1:])
     if not like.numel():
         raise InputError("dream(like)", "inputs with something in them", f"shape {list(like.shape)}")
@@ -75,6 +82,20 @@ def dream(like: Tensor, count: int, rng: Generator, *, vocabulary: int | None = 
     if len(shape) == 2:
         made = made.transpose(1, 2)
     return made.reshape(count, *shape).to(like)
+
+
+def _packed(like: Tensor, count: int, rng: Generator, vocabulary: int | None, layout: Layout) -> Tensor:
+    """Dreams of every part of packed rows."""
+    known = layout.unpack(like)
+    chosen = torch.randint(len(like), (count,), generator=rng).to(like.device)
+
+    def one(part: Tensor) -> Tensor:
+        marks = not part.is_floating_point() and bool(((part == 0) | (part == 1)).all())
+        return part[chosen] if marks else dream(part, count, rng, vocabulary=vocabulary)
+
+    if isinstance(known, dict):
+        return layout.pack({name: one(part) for name, part in known.items()})
+    return layout.pack(tuple(one(part) for part in known))
 
 
 def _planes(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -79,7 +79,7 @@ class Harden:
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """Moments of the training, one per update."""
         data = self.task.train.to(net.device)
-        net = net.with_inputs(data.inputs)
+        net = net.with_inputs(data.examples)
         size = min(self.batch, len(data))
         passes = self.against.evaluations
         work = 3 * forward_multiply_adds(net, data.inputs) * size * passes

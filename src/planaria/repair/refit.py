@@ -1,4 +1,4 @@
-"""Refit: instant rescue in closed form, without labels or gradients.
+"""Refit: instant rescue in closed form, without labels or training.
 
 Where units have died, whatever read them is refitted so that it gives, from the units that are left, the best linear
 prediction of what it gave before. For a reader z = W h + b with dead inputs D and living inputs S (S contains the
@@ -10,6 +10,9 @@ In general, with E the intact weights minus those that are there now, W_S <- W_S
 network that has been refitted before is hardly moved again. Where single connections are pinned, S is another set for
 every output. The moments come from a sidecar that was stored while the network was intact, or from unlabelled inputs,
 layer by layer, with the intact network as the teacher.
+
+Readers are output projections of attention, down-projections of (gated) MLPs, convolutions of every kind, stacks of
+matrices, and the recurrent weights of LSTMs and GRUs, which are read at every step.
 """
 
 from __future__ import annotations
@@ -24,32 +27,15 @@ from torch import Generator, Tensor
 
 from planaria.core.anatomy import Anatomy, Unit, silence
 from planaria.core.errors import InputError
-from planaria.core.graph import forward_multiply_adds, run
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
-from planaria.core.streams import stream
-from planaria.repair.readers import Reader, readers, rows_of, spread, watch
+from planaria.repair.fits import LayerFit, heard_by, table
+from planaria.repair.reader import Reader
+from planaria.repair.readers import readers
 from planaria.repair.ridge import solve
-from planaria.repair.sidecar import Sidecar, agree, checked_importance, moment_of, wide
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Teacher:
-    """The intact network with unlabelled inputs: the source of a sequential refit.
-
-    Args:
-        net: The intact network.
-        inputs: Unlabelled inputs [examples, ...]; `dream` makes some where there are none. All are run at once:
-            memory holds every product's outputs.
-        importance: Weight of each input [examples], at least 0; by default all the same.
-    """
-
-    net: Network
-    inputs: Tensor
-    importance: Tensor | None = None
-
-    def __repr__(self) -> str:
-        return f"<Teacher: {len(self.inputs)} unlabelled inputs>"
+from planaria.repair.sequential import Teacher as Teacher
+from planaria.repair.sequential import dead_features, from_teacher, units_read
+from planaria.repair.sidecar import Sidecar, agree, wide
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,8 @@ class Refit:
     Source: our own; its form is that of least-squares channel pruning (He et al., 2017) and GPTQ (Frantar et al.,
         2023). See docs/equations.md.
 
-    Not guaranteed: an improvement when hardly any units are left, since then the linear span is gone.
+    Not guaranteed: an improvement when hardly any units are left, since then the linear span is gone; nor, from a
+        sidecar, in a recurrent layer that amplifies small errors (a teacher's fits are tried out there).
     """
 
     source: Sidecar | Teacher
@@ -87,27 +74,36 @@ class Refit:
         del rng
         start = time.process_time()
         if isinstance(self.source, Sidecar):
-            moved, cost = _from_sidecar(net, self.source, self.ridge)
+            moved, _, cost = _from_sidecar(net, self.source, self.ridge)
         else:
-            moved, cost = _from_teacher(net, self.source, self.ridge)
+            moved, _, cost = from_teacher(net, self.source, self.ridge)
         yield Moment(moved, cost + Cost(seconds=time.process_time() - start))
 
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """What `refit` has done.
+    """What `refit` has done; printed, it is a table of the layers with their errors before and after.
 
     Attributes:
         network: The repaired network; the units of the lesion are silent and pinned.
         refitted: Names of the weights that were changed.
         unrepaired: Layer with dead units -> why nothing makes up for them.
+        layers: For each refitted reader, the error of the function it computes before and after.
         cost: Of the refit.
     """
 
     network: Network
     refitted: tuple[str, ...]
     unrepaired: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerFit, ...] = ()
     cost: Cost = field(default=Cost())
+
+    def __str__(self) -> str:
+        lines = [table(self.layers)] if self.layers else ["nothing to refit"]
+        return "\n".join([*lines, *(f"not repaired: {layer}: {why}" for layer, why in self.unrepaired.items())])
+
+    def __repr__(self) -> str:
+        return f"{self}"
 
 
 def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ridge: float | None = None) -> Refitted:
@@ -130,8 +126,7 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
 
     Example:
         >>> from torch import nn
-        >>> from planaria.core.streams import stream
-        >>> inputs = torch.randn(64, 2, generator=stream(0, "inputs"))
+        >>>         >>> inputs = torch.randn(64, 2, generator=stream(0, "inputs"))
         >>> net = Network.of(nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1)), inputs)
         >>> refit(net, [Unit("0", 4)], Sidecar.of(net, inputs)).refitted
         ('2.weight', '2.bias')
@@ -143,10 +138,16 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
         source.check(net, slices.all, refitted=True)
         source = _completed(source, net, slices.outgoing)
     hurt = silence(net, slices.all) if units else net
-    (moment,) = Refit(source, ridge)(hurt, stream(0, "refit"))
-    changed = tuple(n for n, w in moment.network.weights.items() if not torch.equal(w, hurt.weights[n]))
+    ridge = Refit(source, ridge).ridge  # which checks it
+    start = time.process_time()
+    if isinstance(source, Sidecar):
+        moved, fits, cost = _from_sidecar(hurt, source, ridge)
+    else:
+        moved, fits, cost = from_teacher(hurt, source, ridge, report=True)
+    cost = cost + Cost(seconds=time.process_time() - start)
+    changed = tuple(n for n, w in moved.weights.items() if not torch.equal(w, hurt.weights[n]))
     unrepaired = unread(hurt, source, (unit.layer for unit in units))
-    return Refitted(moment.network, changed, unrepaired, moment.cost)
+    return Refitted(moved, changed, unrepaired, fits, cost)
 
 
 def unread(net: Network, source: Sidecar | Teacher, layers: Iterable[str]) -> dict[str, str]:
@@ -157,10 +158,14 @@ def unread(net: Network, source: Sidecar | Teacher, layers: Iterable[str]) -> di
         source: Of the refit.
         layers: Names of layers with units.
     """
-    if isinstance(source, Teacher):
-        return {}  # every product behind the damage is refitted
-    reasons = {}
     by_name = {group.layer: group for group in Anatomy.of(net).groups}
+    if isinstance(source, Teacher):
+        # Every product behind the damage is refitted: what the one cannot make up for, the next may.
+        _, refused = readers(net)
+        known = {layer: [name for name in by_name[layer].readers if name in refused] for layer in layers}
+        deaf = {layer: names for layer, names in known.items() if len(names) == len(by_name[layer].readers) > 0}
+        return {layer: f"{names[0]}: {refused[names[0]]}" for layer, names in deaf.items()}
+    reasons = {}
     for layer in dict.fromkeys(layers):
         outgoing = by_name[layer].owners["outgoing"]
         held = [name for name in outgoing if name in source.moments]
@@ -196,11 +201,12 @@ def _completed(sidecar: Sidecar, net: Network, lost: Mapping[str, Tensor]) -> Si
     return replace(sidecar, weights={**sidecar.weights, **{name: net.weights[name] for name in read}})
 
 
-def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[Network, Cost]:
+def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[Network, tuple[LayerFit, ...], Cost]:
     anatomy = Anatomy.of(net)
     dead = anatomy.dead(net)
     found, _ = readers(net)
     targets: dict[str, Tensor] = {}
+    fits: list[LayerFit] = []
     work = 0
     for name, moments in sidecar.moments.items():
         reader = found.get(name)
@@ -211,7 +217,7 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[
                 "another network's",
                 "Make the sidecar from the intact form of the same network.",
             )
-        lost = _dead_features(anatomy, dead, reader).to(net.device)
+        lost = dead_features(anatomy, dead, reader).to(net.device)
         free = reader.free(net)
         if not bool(lost.any()) and bool(free.all()):
             continue
@@ -219,7 +225,8 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[
         intact = _intact(reader, sidecar, net)
         missed = reader.shift(net, sidecar.weights) - reader.shift(net, net.weights)
         shift = torch.zeros_like(missed)
-        heard = _heard(reader, net, free & ~lost[:, :, None])
+        heard = heard_by(reader, net, free & ~lost[:, :, None])
+        before = after = variance = used = 0.0
         for g in range(len(moments)):
             moment = moments[g].to(net.device)
             alive = heard[g].any(0).nonzero().flatten()  # outputs of dead units stay as they are
@@ -227,12 +234,25 @@ def _from_sidecar(net: Network, sidecar: Sidecar, ridge: float | None) -> tuple[
             wrong = (error != 0).any(1).nonzero().flatten()  # mostly what the dead units gave
             across = moment[:, wrong] @ error[wrong]
             energy = (error * across).sum(0)
-            change, spent = solve(moment, across, energy, heard[g][:, alive], sidecar.examples, ridge)
+            change, spent, used = solve(moment, across, energy, heard[g][:, alive], sidecar.examples, ridge)
             matrix[g][:, alive] += change[:-1]
             shift[g, alive] = change[-1]
             work += spent + len(moment) * len(wrong) * len(alive)
+            before, variance = before + float(energy.sum()), variance + _variance(moment, intact[g][:, alive])
+            after += float((energy + (change * (moment @ change - 2 * across)).sum(0)).sum())
+        if not before and not bool(lost.any()):
+            continue  # only what dead units would make is missing
+        gone, living = units_read(anatomy, dead, reader)
+        first, last = (max(0.0, e) / variance if variance > 0 else float(e > 0) for e in (before, after))
+        fits.append(LayerFit(name, gone, living, sidecar.examples, used, first, last, held_out=False))
         targets.update(reader.targets(net, matrix, shift))
-    return net.move(targets), Cost(multiply_adds=work)
+    return net.move(targets), tuple(fits), Cost(multiply_adds=work)
+
+
+def _variance(moment: Tensor, matrix: Tensor) -> float:
+    """Variance of a reader's outputs, all together, by the moments of what it reads."""
+    spread = moment[:-1, :-1] - moment[:-1, -1:] * moment[-1:, :-1]
+    return float((matrix * (spread @ matrix)).sum())
 
 
 def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
@@ -250,101 +270,3 @@ def _intact(reader: Reader, sidecar: Sidecar, net: Network) -> Tensor:
     if step is not None:
         stored = torch.where(agree(own, stored, step), wide(own), stored)
     return reader.matrix({reader.weight: stored})
-
-
-def _heard(reader: Reader, net: Network, free: Tensor) -> Tensor:
-    """Which features, and whether the shift, each output may be fitted by: boolean [groups, features + 1, outputs].
-
-    Args:
-        reader: The reader.
-        net: Its network.
-        free: The features' part [groups, features, outputs].
-    """
-    groups, _, made = free.shape
-    loose = torch.zeros(groups * made, dtype=torch.bool, device=net.device)
-    if reader.bias is not None:
-        loose = (net.plasticity[reader.bias] != 0).flatten()
-    return torch.cat([free, loose.view(groups, 1, made)], 1)
-
-
-def _from_teacher(net: Network, teacher: Teacher, ridge: float | None) -> tuple[Network, Cost]:
-    intact, inputs = teacher.net.to(net.device), teacher.inputs.to(net.device)
-    if len(inputs) == 0 or (inputs.is_floating_point() and not bool(inputs.isfinite().all())):
-        raise InputError("Teacher.inputs", "at least one input, all finite", f"{len(inputs)} inputs")
-    if {n: w.shape for n, w in intact.weights.items()} != {n: w.shape for n, w in net.weights.items()}:
-        raise InputError("Teacher.net", "the intact form of the same network", "weights of other names or shapes")
-    if net.inputs is not None and inputs.shape[1:] != net.inputs.shape[1:]:
-        raise InputError(
-            "Teacher.inputs",
-            f"inputs of the network's shape {list(net.inputs.shape[1:])}",
-            f"{list(inputs.shape[1:])}",
-            "Bring them into the form that the network was traced with.",
-        )
-    importance = checked_importance("Teacher.importance", teacher.importance, inputs)
-    net = net if net.inputs is not None else net.with_inputs(inputs)
-    anatomy = Anatomy.of(net)
-    dead = anatomy.dead(net)
-    found, _ = readers(net, len(inputs))
-    order, looked = ({}, Cost()) if importance is None else rows_of(intact, found, inputs)
-    wanted: dict[str, Tensor] = {}
-    targets: dict[str, Tensor] = {}
-    work = [0]
-
-    def record(reader: Reader, x: Tensor, z: Tensor) -> None:
-        del x
-        wanted[reader.weight] = z.clone()
-
-    def refit_one(reader: Reader, x: Tensor, z: Tensor) -> Tensor | None:
-        target = wanted.pop(reader.weight)
-        # What this product gives now, its own repaired bias not included when that is added elsewhere: same for both.
-        lost = _dead_features(anatomy, dead, reader).to(net.device)
-        if not bool(lost.any()) and torch.equal(z, target):
-            return None
-        features = wide(reader.features(x))
-        error = wide(reader.outputs(target)) - wide(reader.outputs(z))
-        # Units that are stuck rather than silent are heard: take what they say away, and stop listening.
-        old = reader.matrix(net.weights)
-        error = error + torch.bmm(features, (old * lost[:, :, None]).to(features.dtype))
-        if not bool(features.isfinite().all()) or not bool(error.isfinite().all()):
-            raise InputError(f"Refit: what {reader.weight!r} reads or makes", "finite numbers", "NaN or infinity")
-        heard = _heard(reader, net, reader.free(net) & ~lost[:, :, None])
-        matrix, shift = old * ~lost[:, :, None], old.new_zeros(features.shape[0], error.shape[2])
-        count = features.shape[1]
-        each = spread(importance, count, order.get(reader.weight))
-        moments = moment_of(features, each) / count
-        for g in range(len(features)):
-            wrong = error[g] if each is None else error[g] * each[:, None].to(error.dtype)
-            across = torch.cat([features[g].T @ wrong, wrong.sum(0, keepdim=True)]).double() / count
-            energy = (error[g] * wrong).double().sum(0) / count
-            change, spent = solve(moments[g], across, energy, heard[g], count, ridge)
-            matrix[g] += change[:-1]
-            shift[g] = change[-1]
-            size = features.shape[2] + 1
-            work[0] += spent + count * size * (size + 3 * error.shape[2])  # with what is taken away and what is made
-        proposal = reader.targets(net, matrix, shift)
-        moved = net.move(proposal)
-        targets.update(proposal)
-        # Go on with what the law lets through, so that later readers are fitted to the real thing.
-        step = reader.matrix(moved.weights) - old
-        out = reader.outputs(z) + torch.bmm(features, step.to(features.dtype))
-        out = out + (reader.shift(net, moved.weights) - reader.shift(net, net.weights))[:, None].to(out.dtype)
-        return reader.as_output(out, z)
-
-    run(intact, inputs, watch(found, record))
-    run(net, inputs, watch(found, refit_one))
-    forward = forward_multiply_adds(net, inputs)
-    cost = Cost(examples=len(inputs), forward_passes=2, multiply_adds=2 * len(inputs) * forward + work[0])
-    return net.move(targets), cost + looked
-
-
-def _dead_features(anatomy: Anatomy, dead: Mapping[str, Tensor], reader: Reader) -> Tensor:
-    """Which features of a reader come from dead units: boolean [groups, features]."""
-    lost = torch.zeros(reader.columns.shape[:2], dtype=torch.bool, device=reader.columns.device)
-    for group in anatomy.groups:
-        owner = group.owners["outgoing"].get(reader.weight)
-        if owner is None:
-            continue
-        unit = owner.to(lost.device).flatten()[reader.columns[..., 0]]
-        state = torch.cat([dead[group.layer], torch.zeros(1, dtype=torch.bool)]).to(lost.device)
-        lost |= state[unit]
-    return lost

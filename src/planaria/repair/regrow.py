@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from planaria.core.anatomy import Anatomy, Group, Slices, Unit
+from planaria.core.devices import clock
 from planaria.core.errors import InputError
 from planaria.core.follow import ROLES
 from planaria.core.graph import forward_multiply_adds
@@ -158,14 +158,14 @@ class Regrow:
 
     def moment(self, net: Network, rng: Generator, /) -> Moment:
         """The same, with the cost of choosing."""
-        start = time.process_time()
+        start = clock(net.device)
         units = dead_units(net)
         if not units:
             return Moment(net)
         chosen = self.incoming.choose(embryonic(net, units, rng), units, rng)
         new = _owned(net, units).all
         grown = chosen.network.with_plasticity(_slowed(chosen.network.plasticity, new, self.others))
-        return Moment(grown, chosen.cost + Cost(seconds=time.process_time() - start))
+        return Moment(grown, chosen.cost + Cost(seconds=clock(net.device) - start))
 
 
 def _slowed(plasticity: Weights, new: Entries, others: float) -> Weights:
@@ -280,7 +280,7 @@ class Recycle:
 
     def moment(self, net: Network, rng: Generator, /) -> Moment:
         """The same, with the cost of looking."""
-        start = time.process_time()
+        start = clock(net.device)
         groups = [group for group in Anatomy.of(net).select() if group.owners["outgoing"]]
         if not groups:
             return Moment(net)
@@ -299,7 +299,7 @@ class Recycle:
             examples=count,
             forward_passes=-(-count // PART),
             multiply_adds=count * forward_multiply_adds(net, inputs),
-            seconds=time.process_time() - start,
+            seconds=clock(net.device) - start,
         )
         return Moment(renewed, cost)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
+from planaria.core.devices import clock
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
@@ -155,7 +156,7 @@ class Retrain:
             plasticity_at: Number of the update, from 0 -> plasticity that its step is multiplied by. May return the
                 same object again while nothing changes.
         """
-        start = time.process_time()
+        start = clock(net.device)
         data = self.task.train.to(net.device)
         size = min(self.batch, len(data))
         rows = (len(data), size)
@@ -169,7 +170,7 @@ class Retrain:
 
             def loss(rows: Tensor) -> Tensor:
                 inputs, targets = data.inputs.index_select(0, rows), data.targets.index_select(0, rows)
-                return self.task.loss(outputs_in_training(module, inputs, "Retrain.batch"), targets)
+                return self.task.loss(outputs_in_training(partial(net.port, module), inputs, "Retrain.batch"), targets)
 
             return descend(
                 net,
@@ -202,7 +203,7 @@ class Retrain:
             update=price(learner.multiply_adds),
             horizon=self.horizon,
             plasticity_at=plasticity_at,
-            spent=Cost(seconds=time.process_time() - start),
+            spent=Cost(seconds=clock(net.device) - start),
         )
 
 

@@ -21,7 +21,7 @@ _CHUNK = 2**24
 
 def solve(
     moment: Tensor, across: Tensor, energy: Tensor, free: Tensor, rows: int, ridge: float | None
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int, float]:
     """Coefficients c of the ridge regression: least mean |error - features c|^2 + lambda |c|^2, output by output.
 
     Args:
@@ -34,19 +34,19 @@ def solve(
             least generalised cross-validation error where rows are few.
 
     Returns:
-        [features, outputs], and the multiply-adds spent.
+        [features, outputs], the multiply-adds spent, and the ridge.
     """
     solution = torch.zeros_like(across)
     chosen = free.any(0).nonzero().flatten()
     if not len(chosen):
-        return solution, 0
+        return solution, 0, RIDGE if ridge is None else ridge
     first = free[:, chosen[0]]
     if bool((free[:, chosen] == first[:, None]).all()):
         kept = first.nonzero().flatten()
         part, right = moment[kept][:, kept], across[kept][:, chosen]
-        solution[kept[:, None], chosen] = _one(part, right, float(energy[chosen].sum()), rows, ridge)
+        solution[kept[:, None], chosen], used = _one(part, right, float(energy[chosen].sum()), rows, ridge)
         cubes = _SPECTRUM if ridge is None and rows < FEW_ROWS * len(kept) else _FACTOR
-        return solution, int(cubes * len(kept) ** 3) + 2 * len(kept) ** 2 * len(chosen)
+        return solution, int(cubes * len(kept) ** 3) + 2 * len(kept) ** 2 * len(chosen), used
     patterns, which = torch.unique(free[:, chosen], dim=1, return_inverse=True)
     spent = int(patterns.shape[1] * _FACTOR * len(moment) ** 3) + 2 * len(moment) ** 2 * len(chosen)
     if ridge is None and rows < FEW_ROWS * len(moment):
@@ -56,6 +56,7 @@ def solve(
         squares = (vectors.T @ across[union][:, chosen]).square().sum(1)
         spent += int(_SPECTRUM * len(union) ** 3) + len(union) ** 2 * len(chosen)
         ridge = _cross_validated(values.clamp_min(0.0), squares, float(energy[chosen].sum()), rows)
+    ridge = RIDGE if ridge is None else ridge
     size = max(1, _CHUNK // len(moment) ** 2)
     for start in range(0, patterns.shape[1], size):
         living = patterns[:, start : start + size].T.to(moment.dtype)
@@ -63,31 +64,32 @@ def solve(
         damped = moment * living[:, :, None] * living[:, None, :]
         scale = (moment.diagonal() * living).sum(1) / living.sum(1).clamp_min(1.0)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        lifted = living * (RIDGE if ridge is None else ridge) * scale[:, None] + (1.0 - living)
+        lifted = living * ridge * scale[:, None] + (1.0 - living)
         damped = damped + torch.diag_embed(lifted)
         factors, failed = torch.linalg.cholesky_ex(damped)
         for place in range(len(living)):
             mine = chosen[which == start + place]
             right = across[:, mine] * living[place][:, None]
             solution[:, mine] = _finish(damped[place], factors[place], int(failed[place]), right)
-    return solution, spent
+    return solution, spent, ridge
 
 
-def _one(moment: Tensor, across: Tensor, energy: float, rows: int, ridge: float | None) -> Tensor:
-    """The solution where all outputs read the same features."""
+def _one(moment: Tensor, across: Tensor, energy: float, rows: int, ridge: float | None) -> tuple[Tensor, float]:
+    """The solution, and its ridge, where all outputs read the same features."""
     # A moment of nothing but zeros (all units dead) must still be solvable.
     scale = float(moment.diagonal().mean()) or 1.0
     if ridge is None and rows < FEW_ROWS * len(moment):
         values, vectors = torch.linalg.eigh(moment)
         values = values.clamp_min(0.0)
         rotated = vectors.T @ across
-        shrunk = 1.0 / (values + _cross_validated(values, rotated.square().sum(1), energy, rows) * scale)
-        solution: Tensor = vectors @ (rotated * shrunk[:, None])
-        return solution
+        ridge = _cross_validated(values, rotated.square().sum(1), energy, rows)
+        shrunk = 1.0 / (values + ridge * scale)
+        return vectors @ (rotated * shrunk[:, None]), ridge
+    ridge = RIDGE if ridge is None else ridge
     damped = moment.clone()
-    damped.diagonal().add_((RIDGE if ridge is None else ridge) * scale)
+    damped.diagonal().add_(ridge * scale)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    return _finish(damped, factor, int(failed), across)
+    return _finish(damped, factor, int(failed), across), ridge
 
 
 def _finish(damped: Tensor, factor: Tensor, failed: int, across: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,15 @@ from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds, run
 from planaria.core.motion import Cost
 from planaria.core.network import Network
+from planaria.core.port import Inputs, Layout
+from planaria.core.streams import stream
 from planaria.core.trees import Entries, digest
 from planaria.measure.weights import pack_weights, read_tensors
-from planaria.repair.readers import Reader, readers, rows_of, spread, watch
+from planaria.repair.forms import Patches
+from planaria.repair.packing import Factor, eight_bits, one_line, prints_of, ranks_for
+from planaria.repair.reader import Reader
+from planaria.repair.readers import readers, rows_of, spread, watch
+from planaria.repair.relevance import needed, program_for, relevance
 
 SHARE, CONVOLUTIONAL_SHARE = 0.15, 0.5
 """Usual largest size of the file, as a share of the model's, without and with convolutions."""
@@ -36,51 +42,6 @@ _WEIGHTS_SHARE = 0.6
 """Largest part of the file that the readers' weights may take; beyond it they are left out."""
 _HEADER, _FRAME = 2560, 1800
 """Bytes set aside for names, shapes and hashes at least; and for all of these but the record, which grows."""
-_LEAST = 1e-7
-"""Eigenvalues below this, relative to their mean, are not worth their bytes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Factor:
-    """Moments of one reader as they are kept on file: G = F F^T + diagonal, with F = codes * scales.
-
-    Attributes:
-        codes: Leading eigenvectors times the root of their eigenvalues, in eight bits [groups, features + 1, rank].
-        scales: One per eigenvector [groups, rank].
-        rest: What is left of the diagonal, relative to `size`, in half precision [groups, features + 1].
-        size: Its largest entry [groups].
-        explained: Share of the mean square of what the reader reads that lies in these eigenvectors.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    rest: Tensor
-    size: Tensor
-    explained: float
-
-    @property
-    def rank(self) -> int:
-        """Eigenvectors kept per group."""
-        return self.codes.shape[2]
-
-    @staticmethod
-    def of(moment: Tensor, values: Tensor, vectors: Tensor, rank: int) -> Factor:
-        """From moments and their eigenvalues (ascending) and eigenvectors."""
-        leading = vectors[..., -rank:] * values[:, None, -rank:].clamp_min(0).sqrt() if rank else vectors[..., :0]
-        diagonal = moment.diagonal(dim1=1, dim2=2)
-        scales = (leading.abs().amax(1) / 127).clamp_min(1e-30).float()
-        codes = (leading / scales[:, None, :].double()).round().clamp(-127, 127)
-        rest = (diagonal - (codes * scales[:, None, :]).square().sum(2)).clamp_min(0)
-        size = rest.amax(1).clamp_min(1e-30).float()
-        explained = float(leading.square().sum() / diagonal.sum().clamp_min(1e-30))
-        return Factor(codes.to(torch.int8), scales, (rest / size[:, None]).half(), size, explained)
-
-    def dense(self) -> Tensor:
-        """The moments [groups, features + 1, features + 1], double precision."""
-        factor = self.codes.double() * self.scales[:, None, :].double()
-        moment = torch.bmm(factor, factor.transpose(1, 2))
-        moment.diagonal(dim1=1, dim2=2).add_(self.rest.double() * self.size[:, None].double())
-        return moment
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,7 +85,8 @@ class Sidecar:
             net: The intact network.
             inputs: Unlabelled inputs [examples, ...]; a thousand are usually enough.
             importance: Weight of each input in the moments [examples], at least 0; by default all the same. `doubt`
-                gives good ones for classifiers.
+                gives good ones for classifiers. Where an input has several rows, tokens or positions, each counts as
+                much as the outputs depend on it, see `planaria.repair.relevance`.
             batch: Inputs per forward pass.
 
         Raises:
@@ -146,24 +108,36 @@ class Sidecar:
         found = {name: reader for name, reader in found.items() if name in heard}
         each = checked_importance("Sidecar.of(importance)", importance, inputs)
         _try(net, inputs)
-        order, looked = ({}, Cost()) if each is None else rows_of(net, found, inputs)
+        order, looked = ({}, Cost()) if each is None and not needed(found) else rows_of(net, found, inputs)
+        program = program_for(net, found, inputs)
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = {}
-        at = 0
-
-        def add(reader: Reader, x: Tensor, z: Tensor) -> None:
-            del z
-            features = reader.features(x)
-            mine = None if each is None else each[at : at + len(part)]
-            moment = moment_of(features, spread(mine, features.shape[1], order.get(reader.weight)))
-            sums[reader.weight] = sums[reader.weight] + moment if reader.weight in sums else moment
-            rows[reader.weight] = rows.get(reader.weight, 0) + features.shape[1]
 
         outputs = None
-        for part in inputs.split(batch):
+        for at in range(0, len(inputs), batch):
+            part = inputs[at : at + batch]
             again, _ = readers(net, len(part))
-            outputs = run(net, part, watch({name: again[name] for name in found if name in again}, add))
-            at += len(part)
+            here = {name: again[name] for name in found if name in again}
+            weights, spent = relevance(program, found, part, order)
+            looked = looked + spent
+            mine = None if each is None else each[at : at + len(part)]
+            calls: dict[str, int] = {}
+
+            def add(
+                reader: Reader,
+                x: Tensor,
+                mine: Tensor | None = mine,
+                weights: Mapping[tuple[str, int], Tensor] = weights,
+                calls: dict[str, int] = calls,
+            ) -> None:
+                features = reader.features(x)
+                call = calls[reader.weight] = calls.get(reader.weight, -1) + 1
+                shares = spread(mine, features.shape[1], order.get(reader.weight))
+                moment = moment_of(features, product_of(shares, weights.get((reader.weight, call))))
+                sums[reader.weight] = sums[reader.weight] + moment if reader.weight in sums else moment
+                rows[reader.weight] = rows.get(reader.weight, 0) + features.shape[1]
+
+            outputs = run(net, part, watch(here, add))
         for name, total in sums.items():
             if not bool(total.isfinite().all()):
                 raise InputError(f"Sidecar.of: activations read by {name!r}", "finite numbers", "NaN or infinity")
@@ -183,14 +157,15 @@ class Sidecar:
             examples=len(inputs),
             refused=refused,
             sha256=net.sha256,
-            prints={name: _prints(weight) for name, weight in net.weights.items()},
+            prints={name: prints_of(weight) for name, weight in net.weights.items()},
             statistics=_statistics(net),
             about={
                 "shape": list(inputs.shape[1:]),
                 "type": str(inputs.dtype).removeprefix("torch."),
+                "layout": _layout(net.port.layout, inputs[:2]),
                 "outputs": outputs.shape[-1] if isinstance(outputs, Tensor) else None,
                 "bytes": sum(t.numel() * t.element_size() for t in [*net.weights.values(), *_saved(net).values()]),
-                "convolutional": any(found[name].convolution is not None for name in moments),
+                "convolutional": any(isinstance(found[name].form, Patches) for name in moments),
             },
             cost=cost + looked,
         )
@@ -220,7 +195,7 @@ class Sidecar:
         whole = sum(copies.values()) <= _WEIGHTS_SHARE * room
         room -= sum(copies.values()) if whole else 0
         spectra = {name: torch.linalg.eigh(moment) for name, moment in self.moments.items()}
-        ranks = _ranks({name: values for name, (values, _) in spectra.items()}, room)
+        ranks = ranks_for({name: values for name, (values, _) in spectra.items()}, room)
         if self.moments and not any(ranks.values()):
             raise InputError(
                 "Sidecar.packed(share)", "room for the moments", f"{share:g} of a small model", "Use a larger share."
@@ -233,7 +208,7 @@ class Sidecar:
         steps: dict[str, Tensor] = {}
         if whole:
             for name in self.moments:
-                codes, scale = _coded(self.weights[name])
+                codes, scale = eight_bits(self.weights[name])
                 weights[name] = codes.float() * scale
                 steps[name] = scale / 2
         moments = {name: factor.dense() for name, factor in factors.items()}
@@ -250,17 +225,17 @@ class Sidecar:
         """
         small = self.packed(share)
         factors = small.factors
-        coded = {name: _coded(small.weights[name]) for name in small.moments if name in small.weights}
+        coded = {name: eight_bits(small.weights[name]) for name in small.moments if name in small.weights}
         biases = {name: w for name, w in small.weights.items() if name not in small.moments}
         tensors = {
-            "factors": _line([f.codes for f in factors.values()], torch.int8),
-            "scales": _line([f.scales for f in factors.values()], torch.float32),
-            "rests": _line([f.rest for f in factors.values()], torch.float16),
-            "sizes": _line([f.size for f in factors.values()], torch.float32),
-            "weights": _line([codes for codes, _ in coded.values()], torch.int8),
-            "weight_scales": _line([scale for _, scale in coded.values()], torch.float32),
-            "biases": _line(list(biases.values()), torch.float32),
-            "prints": _line(list(small.prints.values()), torch.int16),
+            "factors": one_line([f.codes for f in factors.values()], torch.int8),
+            "scales": one_line([f.scales for f in factors.values()], torch.float32),
+            "rests": one_line([f.rest for f in factors.values()], torch.float16),
+            "sizes": one_line([f.size for f in factors.values()], torch.float32),
+            "weights": one_line([codes for codes, _ in coded.values()], torch.int8),
+            "weight_scales": one_line([scale for _, scale in coded.values()], torch.float32),
+            "biases": one_line(list(biases.values()), torch.float32),
+            "prints": one_line(list(small.prints.values()), torch.int16),
         }
         return pack_weights(
             {name: tensor for name, tensor in tensors.items() if tensor.numel()},
@@ -329,7 +304,7 @@ class Sidecar:
             weight = given.cpu()
             hit = lost[name].cpu() if name in lost else torch.zeros_like(weight, dtype=torch.bool)
             clean = ~(hit.flatten(1).any(1) if hit.ndim > 1 else hit.flatten())
-            wrong = int((_prints(weight)[clean] != stored[clean]).sum())
+            wrong = int((prints_of(weight)[clean] != stored[clean]).sum())
             if wrong:
                 raise self._stranger(name, f"{wrong} of {int(clean.sum())} rows that the lesion spares are others")
             if name in self.moments and name in self.weights:
@@ -344,6 +319,24 @@ class Sidecar:
             came,
             "Use the sidecar of this very checkpoint, and a lesion that names all dead units.",
         )
+
+    def example(self) -> Inputs:
+        """Two made-up inputs of the form that the network takes, from which its anatomy can be traced.
+
+        Real numbers are noise, tokens 0, and marks (an attention mask, for one) 1 where some inputs had them.
+        """
+
+        def made(shape: Sequence[int], kind: str, fill: int) -> Tensor:
+            dtype = getattr(torch, kind)
+            if not dtype.is_floating_point:
+                return torch.full((2, *shape), fill, dtype=dtype)
+            return torch.randn(2, *shape, generator=stream(0, "example")).to(dtype)
+
+        parts = self.about.get("layout")
+        if not parts:
+            return made(self.about["shape"], str(self.about["type"]), 0)
+        tensors = [(name, made(shape, kind, fill)) for name, shape, kind, fill in parts]
+        return dict(tensors) if parts[0][0] else tuple(tensor for _, tensor in tensors)
 
     @property
     def bytes(self) -> int:
@@ -397,6 +390,13 @@ def moment_of(features: Tensor, importance: Tensor | None) -> Tensor:
     return torch.bmm(left.transpose(1, 2), rows).double()
 
 
+def product_of(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Product of weights of rows; None stands for ones."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other.to(one.dtype)
+
+
 def checked_importance(where: str, importance: Tensor | None, inputs: Tensor) -> Tensor | None:
     """Importance with mean 1, on the inputs' device; None stays None.
 
@@ -444,44 +444,17 @@ def _try(net: Network, inputs: Tensor) -> None:
         ) from error
 
 
-def _ranks(values: Mapping[str, Tensor], room: int) -> dict[str, int]:
-    """Eigenvectors to keep of each reader: first those that explain most of what it reads for their bytes."""
-    steps: list[tuple[float, str, int]] = []
-    for name, spectrum in values.items():
-        relative = (spectrum / spectrum.mean(1, keepdim=True).clamp_min(1e-30)).amax(0).flip(0)
-        size = spectrum.shape[1]
-        cost = spectrum.shape[0] * (size + 4)
-        steps += [(-float(value) / size / cost, name, cost) for value in relative if float(value) > _LEAST]
-    ranks, full = dict.fromkeys(values, 0), set()
-    for _, name, cost in sorted(steps):
-        if name in full or cost > room:
-            full.add(name)
-            continue
-        ranks[name] += 1
-        room -= cost
-    return ranks
-
-
-def _coded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight in eight bits, with one scale for each place on axis 1 (or for all)."""
-    apart = [axis for axis in range(weight.ndim) if axis != 1]
-    scale = (weight.float().abs().amax(apart, keepdim=True) / 127).clamp_min(1e-30)
-    return (weight.float() / scale).round().clamp(-127, 127).to(torch.int8), scale
-
-
-def _prints(weight: Tensor) -> Tensor:
-    """Hash of every row (axis 0; every entry of a vector), 16 bits."""
-    # Copied, since a number seen through a larger shape has no bytes of its own.
-    flat = torch.empty(weight.numel(), dtype=weight.dtype).copy_(weight.detach().reshape(-1))
-    count = len(weight) if weight.ndim else 1
-    word = {1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32)
-    data = flat.view(word).view(count, -1 if flat.numel() else 0).to(torch.int64)
-    place = torch.arange(1, data.shape[1] + 1)
-    # Any odd numbers do; products and sums wrap around.
-    key = place * 0x9E3779B97F4A7C1 ^ (place << 21)
-    mixed = ((data + 1) * (key | 1)).sum(1)
-    mixed = (mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B
-    return ((mixed ^ (mixed >> 32)) & 0xFFFF).to(torch.int32).to(torch.int16)
+def _layout(layout: Layout | None, inputs: Tensor) -> list[list[Any]] | None:
+    """The tensors that a network takes, as name, shape, type, and what marks are filled with; None for one tensor."""
+    if layout is None:
+        return None
+    given = layout.unpack(inputs)
+    tensors = list(given.values()) if isinstance(given, dict) else list(given)
+    marks = [not t.is_floating_point() and bool(((t == 0) | (t == 1)).all() and t.any()) for t in tensors]
+    return [
+        [part.name, list(part.shape), str(part.dtype).removeprefix("torch."), int(mark)]
+        for part, mark in zip(layout.parts, marks, strict=True)
+    ]
 
 
 def _saved(net: Network) -> dict[str, Tensor]:
@@ -494,18 +467,14 @@ def _statistics(net: Network) -> str:
     return digest({name: buffer for name, buffer in _saved(net).items() if buffer.is_floating_point()})
 
 
-def _line(tensors: list[Tensor], kind: torch.dtype) -> Tensor:
-    """All numbers of some tensors, one after another."""
-    return torch.cat([t.detach().cpu().flatten().to(kind) for t in tensors]) if tensors else torch.zeros(0, dtype=kind)
-
-
 def _read(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Sidecar:
     """The inverse of `Sidecar.pack`."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"sidecar: {name}", "finite numbers", "NaN or infinity", "Make the sidecar again.")
     about = dict(record["about"])
-    known = isinstance(getattr(torch, about["type"], None), torch.dtype)
+    kinds = [about["type"], *(kind for _, _, kind, _ in about.get("layout") or ())]
+    known = all(isinstance(getattr(torch, str(kind), None), torch.dtype) for kind in kinds)
     if not (known and {"shape", "outputs", "bytes"} <= about.keys()):
         raise ValueError("it does not say what inputs it is for")
     places = dict.fromkeys(tensors, 0)

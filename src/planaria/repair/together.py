@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from planaria.core.devices import without_tf32
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.task import Task
@@ -19,6 +20,7 @@ from planaria.sweep.gemm import fast_products
 from planaria.sweep.program import near
 
 
+@without_tf32()
 def train_together(
     nets: Sequence[Network],
     task: Task,

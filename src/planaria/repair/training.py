@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -153,7 +153,10 @@ class Training:
             changed |= {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
         def forward(inputs: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self.module, changed, (inputs,)) if changed else self.module(inputs)
+            def called(*args: Tensor, **kwargs: Tensor) -> Any:
+                return functional_call(self.module, changed, args, kwargs) if changed else self.module(*args, **kwargs)
+
+            outputs: Tensor = self.net.port(called, inputs)
             return outputs
 
         return outputs_in_training(forward, self.data.inputs.index_select(0, rows), "Harden.batch")
