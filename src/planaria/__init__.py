@@ -40,9 +40,12 @@ if TYPE_CHECKING:
     from planaria.measure.datasets import task as task
     from planaria.measure.scaling import finite_size as finite_size
     from planaria.measure.scores import Score as Score
+    from planaria.measure.sentences import SentenceEncoder as SentenceEncoder
+    from planaria.measure.sentences import Similarity as Similarity
     from planaria.measure.statistics import Estimate as Estimate
     from planaria.measure.task import Data as Data
     from planaria.measure.task import Task as Task
+    from planaria.measure.unlabelled import Unlabelled as Unlabelled
     from planaria.measure.weights import load_weights as load_weights
     from planaria.repair.against import B3 as B3
     from planaria.repair.against import SAM as SAM
@@ -70,8 +73,12 @@ if TYPE_CHECKING:
     from planaria.repair.sidecar import Sidecar as Sidecar
     from planaria.repair.sidecar import doubt as doubt
     from planaria.repair.together import train_together as train_together
+    from planaria.study.groupings import ByCluster as ByCluster
+    from planaria.study.groupings import ByLayer as ByLayer
+    from planaria.study.groupings import BySelectivity as BySelectivity
     from planaria.study.harden import Contest as Contest
     from planaria.study.harden import harden as harden
+    from planaria.study.lesions import lesion_study as lesion_study
     from planaria.study.portrait import portrait as portrait
     from planaria.study.regime import Attrition as Attrition
     from planaria.study.regime import Turnover as Turnover
@@ -82,6 +89,7 @@ if TYPE_CHECKING:
     from planaria.study.schedule import Beforehand as Beforehand
     from planaria.study.schedule import Schedule as Schedule
     from planaria.study.schedule import leave as leave
+    from planaria.study.selectivity import selectivity as selectivity
     from planaria.study.survive import survive as survive
     from planaria.study.survive import turnover_study as turnover_study
     from planaria.study.train import Recipe as Recipe
@@ -124,6 +132,9 @@ _DOOR = {
     "Data": "measure.task",
     "task": "measure.datasets",
     "Score": "measure.scores",
+    "SentenceEncoder": "measure.sentences",
+    "Similarity": "measure.sentences",
+    "Unlabelled": "measure.unlabelled",
     "finite_size": "measure.scaling",
     "Estimate": "measure.statistics",
     "Damage": "damage.damage",
@@ -183,6 +194,11 @@ _DOOR = {
     "Becomes": "sweep.edges",
     "Flipped": "sweep.edges",
     "vulnerability": "study.vulnerability",
+    "lesion_study": "study.lesions",
+    "ByLayer": "study.groupings",
+    "ByCluster": "study.groupings",
+    "BySelectivity": "study.groupings",
+    "selectivity": "study.selectivity",
     "harden": "study.harden",
     "Contest": "study.harden",
     "rescue": "study.rescue",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 import stat
@@ -66,11 +67,22 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def failing(): raise RuntimeError('no such luck')\n"
         "def number(): return 3\n"
         "class Two(nn.Linear):\n"
-        "    def forward(self, x): return x, super().forward(x)\n"
+        "    def forward(self, x): return x.long(), 'scores'\n"
         "def two(): return Two(64, 10)\n"
+        "class Scaled(nn.Linear):\n"
+        "    def forward(self, x, scale, shift): return super().forward(x) * scale + shift\n"
+        "def scaled(): return Scaled(64, 10)\n"
         "def narrow(): return nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 7))\n"
     )
     (folder / "unfinished.py").write_text("def build(:\n")
+    (folder / "coded").mkdir()
+    settings = {"model_type": "bert", "auto_map": {"AutoModel": "mine.Mine"}}
+    (folder / "coded" / "config.json").write_text(json.dumps(settings))
+    (folder / "coded" / "mine.py").write_text("import os\nos.mkdir('harmed')\n")
+    save_file(good.state_dict(), folder / "coded" / "model.safetensors")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "modules.json").write_text(json.dumps([{"type": "os.system", "path": ""}]))
+    (folder / "elsewhere.index.json").write_text(json.dumps({"weight_map": {"w": "../nan.safetensors"}}))
     return folder
 
 
@@ -144,6 +156,40 @@ WRONG: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "a harmful archive": (4, (*WEIGHTS, "BROKEN/harmful.pt"), ("harmful.pt", "plain tensors", "safetensors")),
     "TorchScript": (4, (*WEIGHTS, "BROKEN/script.pt"), ("script.pt", "TorchScript", "safetensors")),
     "an exported program": (4, (*WEIGHTS, "BROKEN/program.pt2"), ("program.pt2", ".pt2", "safetensors")),
+    "an index that leads elsewhere": (
+        4,
+        (*WEIGHTS, "BROKEN/elsewhere.index.json"),
+        ("'../nan.safetensors'", "beside it"),
+    ),
+    # models from files
+    "a pickled module": (4, ("rescue", "--model", "BROKEN/whole.pt"), ("a pickled module", "--trust", "safetensors")),
+    "a harmful model": (4, ("rescue", "--model", "BROKEN/harmful.pt"), ("a pickled module", "--trust")),
+    "a program that is not trusted": (
+        4,
+        ("units", "--model", "BROKEN/program.pt2"),
+        ("an exported program", "--trust"),
+    ),
+    "a program for one row": (
+        2,
+        ("units", "--model", "BROKEN/program.pt2", "--trust"),
+        ("runs whatever code is in", "any number of rows", "1 rows", "dynamic_shapes"),
+    ),
+    "a TorchScript model": (4, ("units", "--model", "BROKEN/script.pt", "--trust"), ("TorchScript", "no hooks")),
+    "weights for a model": (2, ("units", "--model", "BROKEN/no-tensors.pt"), ("no-tensors.pt", "'epoch'")),
+    "no model file": (2, ("units", "--model", "nowhere.onnx"), ("nowhere.onnx", "got nothing")),
+    "no model folder": (2, ("units", "--model", "hf:nowhere"), ("hf:nowhere", "a folder with a model")),
+    "a folder without settings": (2, ("units", "--model", "hf:BROKEN"), ("config.json", "save_pretrained")),
+    "a folder that brings code": (
+        4,
+        ("units", "--model", "BROKEN/coded"),
+        ("config.json: mine.Mine", "--trust"),
+    ),
+    "a folder of foreign modules": (4, ("units", "--model", "hf:BROKEN/foreign"), ("'os.system'", "modules.json")),
+    "a model that needs more than the task gives": (
+        2,
+        ("units", "--model", "BROKEN/nets.py:scaled"),
+        ("scale, shift",),
+    ),
     # data
     "NaN in the data": (2, ("rescue", "--task", "npz:BROKEN/nan.npz"), ("train.inputs", "1 NaN or Inf")),
     "empty data": (
@@ -185,7 +231,11 @@ WRONG: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
         ("rescue", "--model", "BROKEN/nets.py:narrow"),
         ("10 outputs, one per class", "[7]"),
     ),
-    "a network that returns two things": (2, ("rescue", "--model", "BROKEN/nets.py:two"), ("tuple", "Wrap")),
+    "a network that returns no numbers": (
+        2,
+        ("rescue", "--model", "BROKEN/nets.py:two"),
+        ("a tensor of floating-point numbers", "tuple"),
+    ),
     # numbers
     "a dose above 1": (2, ("rescue", "--doses", "0.5,1.5"), ("dose", "from 0 to 1", "1.5")),
     "a dose below 0": (2, ("rescue", "--doses", "-0.1"), ("dose", "from 0 to 1", "-0.1")),

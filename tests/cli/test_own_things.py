@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +60,121 @@ def test_a_factory_in_a_package_is_found_from_the_folder_of_the_command(own: Pat
     assert kinds(succeed(own, "units", "--model", "./nets.py:small", "--json")) == {"0": ("neuron", 16, "slices")}
 
 
+def test_an_exported_program_runs_with_trust_which_is_said_and_recorded(own: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(model, (torch.randn(3, 64),), dynamic_shapes=shapes), own / "net.pt2")
+    torch.save(model, own / "net.pt")
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), own / "net.safetensors")
+    command = ("respond", "--task", "digits?train=400", "--quick", "--json")
+    plain = succeed(own, *command, "--model", "nets.py:small", "--weights", "net.safetensors")
+    for name in ("net.pt2", "net.pt"):
+        done = planaria(*command, "--model", name, "--trust", "--out", f"{name}-run", cwd=own)
+        assert done.code == 0, done.err
+        assert f"Warning: --trust: loading {name} runs whatever code is in {name}, SHA-256 " in done.err
+        assert done.document["network"]["source"] == name and done.document["network"]["trained"] is None
+        assert done.document["intact"] == plain["intact"]
+        assert done.document["rows"] == plain["rows"]
+        settings = json.loads((own / f"{name}-run" / "manifest.json").read_text())["settings"]
+        assert settings["files"][name] in settings["trusted"] and settings["training"] is None
+
+
+def test_a_factory_that_hands_out_trained_weights_is_not_trained_again(own: Path) -> None:
+    command = ("respond", "--model", "nets.py:small", "--task", "digits?train=400", "--quick", "--json")
+    as_made = succeed(own, *command, "--train-epochs", "0")
+    assert as_made["network"]["trained"] is None and as_made["intact"]["test"] < 0.4
+    assert as_made["network"]["source"] == "nets.py:small"
+    with (own / "nets.py").open("a") as file:
+        file.write("\n\ndef halved():\n    return small().half()\n")
+    halved = planaria("units", "--model", "nets.py:halved", "--task", "digits?train=400", cwd=own)
+    assert halved.code == 0
+    assert "Warning: Weights in half precision (float16) were converted to float32" in halved.err
+
+
+def test_a_hugging_face_folder_is_a_network_with_its_weights(own: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="of the extra hf")
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        num_labels=3,
+    )
+    transformers.utils.logging.disable_progress_bar()
+    transformers.BertForSequenceClassification(config).save_pretrained(own / "bert")
+    (own / "texts.py").write_text(
+        "import torch\n"
+        "def part(rows):\n"
+        "    ids = torch.randint(0, 20, (rows, 6), generator=torch.Generator().manual_seed(rows))\n"
+        "    return {'input_ids': ids, 'attention_mask': (ids > 3).long(), 'labels': torch.arange(rows) % 3}\n"
+        "def load(): return {'train': part(60), 'test': part(40)}\n"
+    )
+    subject = ("--model", "hf:bert", "--task", "py:texts.py:load")
+    document = succeed(own, "units", *subject, "--verify", "--json")
+    assert {("head", 2), ("neuron", 12)} <= {(group["kind"], group["count"]) for group in document["groups"]}
+    assert all(check["difference"] < 1e-4 for check in document["verified"])
+    result = succeed(own, "respond", *subject, "--quick", "--json", "--out", "run")
+    assert result["network"]["source"] == "hf:bert" and result["network"]["trained"] is None
+    settings = json.loads((own / "run" / "manifest.json").read_text())["settings"]
+    assert set(settings["files"]) == {"config.json", "model.safetensors"}
+
+
 SEQUENCES = ("--task", "py:data.py:sequences")
 
 
-def test_a_recurrent_network_is_tapped_by_itself_and_says_so(own: Path) -> None:
-    subject = ("--model", "nets.py:recurrent", *SEQUENCES)
+ODD = """
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.products = nn.Bilinear(4, 4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.products(x[:, 0], x[:, 1])))
+"""
+
+
+@pytest.fixture
+def odd(own: Path) -> Path:
+    """A network with a layer that no rule knows."""
+    with (own / "nets.py").open("a") as file:
+        file.write(ODD)
+    return own
+
+
+def test_a_recurrent_network_has_units_of_its_own(own: Path) -> None:
+    document = succeed(own, "units", "--model", "nets.py:recurrent", *SEQUENCES, "--verify", "--json")
+    assert kinds(document) == {"rnn": ("recurrent", 6, "slices")}
+    assert [check["layer"] for check in document["verified"]] == ["rnn"]
+
+
+def test_a_network_of_unknown_layers_is_tapped_by_itself_and_says_so(odd: Path) -> None:
+    own, subject = odd, ("--model", "nets.py:Odd", *SEQUENCES)
     document = succeed(own, "units", *subject, "--verify", "--json")
-    assert kinds(document) == {"rnn": ("tap", 6, "tap")}
+    assert kinds(document) == {"products": ("tap", 6, "tap")}
     (group,) = document["groups"]
     assert group["reason"] == "gain and offset at the module's output"
-    assert [check["layer"] for check in document["verified"]] == ["rnn"]
+    assert [check["layer"] for check in document["verified"]] == ["products"]
     table = planaria("units", *subject, cwd=own).out
     assert "tap" in table and "gain and offset" in table
 
 
-def test_a_tapped_network_is_rescued_goes_on_and_loads_back(own: Path) -> None:
-    command = ("rescue", "--model", "nets.py:recurrent", *SEQUENCES, *BUDGET, "--out", "run")
+def test_a_tapped_network_is_rescued_goes_on_and_loads_back(odd: Path) -> None:
+    own = odd
+    command = ("rescue", "--model", "nets.py:Odd", *SEQUENCES, *BUDGET, "--out", "run")
     first = succeed(own, *command)
     assert without_time(succeed(own, *command)) == without_time(first)
     (own / "run" / "ledger.sqlite").unlink()
     assert without_time(succeed(own, *command)) == without_time(first)
     best = json.loads((own / "run" / "manifest.json").read_text())["files"]["network"]
-    loaded = ("respond", "--model", "nets.py:recurrent", *SEQUENCES, "--weights", best, "--quick", "--json")
+    loaded = ("respond", "--model", "nets.py:Odd", *SEQUENCES, "--weights", best, "--quick", "--json")
     scores = {row["score_after"] for row in first["rows"] if row["repair"] != "none"}
     assert succeed(own, *loaded)["intact"]["test"] in scores
 

@@ -21,6 +21,7 @@ from planaria.cli.unit_tables import parquet, table
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.measure.data import Data
+from planaria.measure.shares import is_share
 from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights, read_tensors
 from planaria.repair.retrain import Retrain
@@ -103,7 +104,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     plan = _plan(subject, options, screen)
     task = plan.prepared.task
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
-    sketch = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), subject.taps)
+    sketch = inputs.tapped(Network.of(plan.prepared.model, task.train.examples), subject.taps)
     survey = plan.survey(sketch, task)
     if screen.dry_run:
         return _announce(plan, survey, screen)
@@ -293,14 +294,14 @@ def _gate(document: dict[str, Any], fail_under: float | None, screen: Screen) ->
 def _show(document: dict[str, Any], screen: Screen) -> None:
     """Worst units and sets in the terminal."""
     found = document["vulnerability"]
-    percent = found["score"] == "accuracy"
+    percent = is_share(found["score"])
     factor, digits = (100, 2) if percent else (1, 4)
 
     def said(value: float | None, scale: float = factor, places: int = digits) -> str:
         # No minus before a zero.
         return "-" if value is None else f"{round(scale * value, places) + 0.0:.{places}f}"
 
-    unit = "points of accuracy" if percent else document["task"]["score"]
+    unit = f"points of {found['score']}" if percent else document["task"]["score"]
     grid = Table(
         title=f"{document['network']['name']} on {document['task']['name']}: the units that cost most, in {unit}",
         box=SIMPLE_HEAD,

@@ -26,6 +26,7 @@ _EXTRAS = {
     "images": ("pillow",),
     "vision": ("torchvision", "timm"),
     "hf": ("transformers", "datasets"),
+    "onnx": ("onnx", "onnxruntime"),
     "attacks": ("foolbox",),
     "parquet": ("pyarrow",),
 }

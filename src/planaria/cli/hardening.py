@@ -27,6 +27,7 @@ from planaria.core.errors import InputError
 from planaria.core.motion import Moment
 from planaria.core.network import Network
 from planaria.measure.models import build
+from planaria.measure.shares import is_share
 from planaria.measure.weights import pack_weights, read_tensors
 from planaria.repair.harden import Harden
 from planaria.repair.training import Against
@@ -90,10 +91,11 @@ class Plan:
         """The network that training begins with: the given weights, or initial ones."""
         subject, task = self.prepared.subject, self.prepared.task
         model = self.prepared.model
-        if subject.weights is None:
+        if not subject.given:
             shape = tuple(task.train.inputs.shape[1:])
             model = build(subject.model, shape, task.output_size, seed).to(task.train.inputs.device)
-        return inputs.tapped(Network.of(model, task.train.inputs), subject.taps)
+        net = inputs.tapped(Network.of(model, task.train.examples), subject.taps)
+        return net.with_autocast(subject.dtype)
 
     def train(self, name: str, seed: int) -> Moment:
         """One training."""
@@ -110,7 +112,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     if screen.dry_run:
         return _announce(plan, screen)
     prepared, first = plan.prepared, None
-    if subject.weights is None:
+    if not subject.given:
         # The network that nothing is trained against is the intact one.
         intact = _saved(plan, PLAIN, plan.seeds[0], screen)
         if intact is None:
@@ -137,14 +139,14 @@ def _work(current: Run, plan: Plan, first: Moment | None, screen: Screen) -> dic
             for old in plan.folder.glob(f"{name}*-seed*.safetensors"):
                 old.unlink()
     rows = _trials(current, plan, first, screen)
-    if plan.prepared.subject.weights is None:
+    if not plan.prepared.subject.given:
         trained = _record(plan, rows[0]["cost"]["seconds"])
         current.document["network"]["trained"] = current.manifest["trained"] = trained
     bounds = current.task.scorer.bounds
     settings = {
         "methods": list(plan.methods),
         "meanings": {name: meaning(name, against) for name, against in plan.methods.items()},
-        "start": "initial weights" if plan.prepared.subject.weights is None else "the given weights",
+        "start": "the given weights" if plan.prepared.subject.given else "initial weights",
         "epochs": plan.epochs,
         "seeds": list(plan.seeds),
         **{key: value for key, value in _common(plan.contest).items() if key != "criterion"},
@@ -164,7 +166,7 @@ def _work(current: Run, plan: Plan, first: Moment | None, screen: Screen) -> dic
         "settings": settings,
         "rows": rows,
         "hardening": {"gradient_evaluations": plan.contest.evaluations, "methods": found},
-        "verdicts": [v.to_dict() for v in judge_trials(rows, percent=current.task.scorer.name == "accuracy")],
+        "verdicts": [v.to_dict() for v in judge_trials(rows, percent=is_share(current.task.scorer.name))],
         "files": files(plan.folder),
     }
     current.finish(document)
@@ -283,7 +285,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
         criterion=Criterion(options.tolerance),
         inputs=SIDECAR_INPUTS,
     )
-    sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
+    sketch = inputs.tapped(Network.of(prepared.model, task.train.examples), subject.taps)
     Anatomy.of(sketch).select()  # what is wrong shows before anything is trained
     count = (2 if quick else 5) if options.seeds is None else options.seeds
     seeds = tuple(range(subject.seed, subject.seed + count))
@@ -331,9 +333,9 @@ def _announce(plan: Plan, screen: Screen) -> int:
 
 def _show(document: dict[str, Any], screen: Screen) -> None:
     """The table in the terminal."""
-    percent = document["task"]["score"] == "accuracy"
+    percent = is_share(document["task"]["score"])
     score = partial(score_text, percent=percent)
-    unit = "accuracy in %" if percent else document["task"]["score"]
+    unit = f"{document['task']['score']} in %" if percent else document["task"]["score"]
     name = f"{document['network']['name']} on {document['task']['name']}"
     evaluations = document["hardening"]["gradient_evaluations"]
     grid = Table(

@@ -6,27 +6,35 @@ import ctypes
 import hashlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from rich.console import Console
+from torch import nn
 
+from planaria.core import trees
 from planaria.core.anatomy import Anatomy
+from planaria.core.devices import check_autocast, half
 from planaria.core.errors import EnvironmentProblem, InputError
 from planaria.core.network import Network
+from planaria.core.port import Inputs, Port
 from planaria.core.streams import stream
 from planaria.core.tap import GAIN, OFFSET, tap
 from planaria.damage.damage import Damage, parse_damage
 from planaria.damage.faults import Silence
 from planaria.damage.sites import RandomUnits, RankedUnits, rank
-from planaria.measure.datasets import task as load_task
-from planaria.measure.models import build, check_fit
+from planaria.measure.data import Data
+from planaria.measure.datasets import load as load_task
+from planaria.measure.loaded import full_precision
+from planaria.measure.models import NAMES, carried_code, carries_weights, check_fit
+from planaria.measure.models import load as load_model
 from planaria.measure.statistics import Estimate, mean_interval, wilson
 from planaria.measure.task import Task
-from planaria.measure.weights import load_weights
+from planaria.measure.unlabelled import Unlabelled
+from planaria.measure.weights import fingerprint, load_weights
 from planaria.study.rescue import Baseline
 from planaria.study.respond import checked_doses
 from planaria.study.train import Recipe, train
@@ -51,6 +59,8 @@ class Subject:
         train_epochs: Passes over the training split, where weights are trained on the spot; None: suited.
         taps: Modules to tap.
         quick: Short form.
+        trust: Whether code that the model's file or folder carries may run.
+        autocast: Type of mixed precision; None for none.
     """
 
     model: str
@@ -63,6 +73,20 @@ class Subject:
     train_epochs: int | None
     taps: tuple[str, ...]
     quick: bool
+    trust: bool = False
+    autocast: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of mixed precision; None for none."""
+        return half(self.autocast, "--autocast")
+
+    @property
+    def given(self) -> bool:
+        """Whether the network comes with trained weights, so that none are trained now."""
+        # A factory may hand out trained weights; --train-epochs 0 says that it does.
+        as_made = self.train_epochs == 0 and self.model.partition(":")[0].partition("?")[0] not in NAMES
+        return self.weights is not None or carries_weights(self.model) or as_made
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +98,10 @@ class Prepared:
         task: The task, on the device.
         model: Module with the user's weights, or with initial ones.
         recipe: How the weights will be trained; None if they were given.
-        weights_sha256: Of the weights file, None if there is none.
-        warnings: For the user.
+        weights_sha256: Of the weights file, or of the weights that a factory handed out; None without either.
+        warnings: For the user; said already.
+        files: Name -> SHA-256 of the files that the model was read from.
+        trusted: Code that they carry, in words; None if there is none.
     """
 
     subject: Subject
@@ -84,6 +110,8 @@ class Prepared:
     recipe: Recipe | None
     weights_sha256: str | None
     warnings: list[str] = field(default_factory=list)
+    files: Mapping[str, str] = field(default_factory=dict)
+    trusted: str | None = None
 
     @property
     def updates(self) -> int:
@@ -98,6 +126,9 @@ class Prepared:
         code = {option: digest for option, text in texts.items() if (digest := _code(text)) is not None}
         return {
             **({"code": code} if code else {}),
+            **({"files": dict(self.files)} if self.files else {}),
+            **({"trusted": self.trusted} if self.trusted else {}),
+            **({"autocast": subject.autocast} if subject.dtype is not None else {}),
             "model": self.subject.model,
             "weights_sha256": self.weights_sha256,
             "training": None if self.recipe is None else repr(self.recipe),
@@ -116,27 +147,72 @@ def prepare(subject: Subject) -> Prepared:
         PlanariaError: With what is wrong; nothing has been written.
     """
     device = device_of(subject.device)
+    if subject.dtype is not None:
+        check_autocast(device, subject.dtype, "--autocast")
     if subject.threads < 1:
         raise InputError("--threads", "a number of at least 1", subject.threads)
     torch.set_num_threads(subject.threads)
     _keep_memory()
     task = load_task(subject.task, data_dir=subject.data_dir)
-    shape = tuple(task.train.inputs.shape[1:])
-    model = build(subject.model, shape, task.output_size, subject.seed)
-    check_fit(model, task)
+    rows = task.splits["train"]
+    shape = tuple(rows.inputs.shape[1:])
+    carried = carried_code(subject.model)
+    if carried is not None and subject.trust:
+        _warn(f"--trust: loading {subject.model} runs {carried}.")
+    loaded = load_model(subject.model, shape, _outputs(task, subject), subject.seed, trust=subject.trust)
+    model, warnings = loaded.module, list(loaded.notes)
+    if device.type == "cpu":
+        model, note = full_precision(model, floats=_float32(rows))
+        warnings += [] if note is None else [note]
+    if isinstance(task, Task):
+        check_fit(model, task)
+    if rows.layout is not None and (left := Port.of(model, rows.examples).left_out):
+        warnings.append(f"{type(model).__name__} does not take {', '.join(left)}: left out.")
+    for warning in warnings:
+        _warn(warning)
     digest = None
     if subject.weights is not None:
-        model = as_saved(model, subject.weights, task.train.inputs)
+        model = as_saved(model, subject.weights, rows.examples)
         load_weights(model, subject.weights)
-        digest = hashlib.sha256(subject.weights.read_bytes()).hexdigest()
+        digest = fingerprint(subject.weights)
+    elif subject.given and not loaded.trained:
+        digest = trees.digest(dict(model.state_dict()))
+    if isinstance(task, Unlabelled):  # now that the network is there, its answers are the targets
+        task = task.to(device).answered(Network.of(model.to(device), rows.to(device).examples))
+        check_fit(model, task)
     recipe = None
-    if subject.weights is None:
+    if not subject.given:
         recipe = Recipe.suited(task, model, subject.quick)
         if subject.train_epochs is not None:
             if subject.train_epochs < 1:
                 raise InputError("--train-epochs", "a number of at least 1", subject.train_epochs)
             recipe = replace(recipe, epochs=subject.train_epochs)
-    return Prepared(subject, task.to(device) if device.type != "cpu" else task, model.to(device), recipe, digest)
+    on_device = task.to(device) if device.type != "cpu" else task
+    trusted = carried if subject.trust else None
+    return Prepared(subject, on_device, model.to(device), recipe, digest, warnings, loaded.files, trusted)
+
+
+def _warn(text: str) -> None:
+    Console(stderr=True, highlight=False).print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _float32(rows: Data) -> bool:
+    """Whether a model is given float32 numbers."""
+    kinds = [rows.inputs.dtype] if rows.layout is None else [part.dtype for part in rows.layout.parts]
+    return torch.float32 in kinds
+
+
+def _outputs(task: Task | Unlabelled, subject: Subject) -> int:
+    """Outputs that the network must have; complains where there are no labels and nothing else that says it."""
+    if isinstance(task, Unlabelled):
+        why = "data without labels" if task.by is None else f"answers to compare (score={task.by})"
+        if not subject.given:
+            remedy = "Give --weights: the targets are that network's answers. Or give labels to train from."
+            raise InputError("--weights", "the weights of the intact network", f"none, and {why}", remedy)
+        if not task.output_size and subject.model.partition(":")[0].partition("?")[0] in NAMES:
+            expected = f"classes=N among its keys, the outputs of {subject.model}"
+            raise InputError("--task", expected, why, f"Write {task.name}{'&' if '?' in task.name else '?'}classes=10.")
+    return task.output_size
 
 
 def _code(text: str) -> str | None:
@@ -149,13 +225,13 @@ def _code(text: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def as_saved(model: nn.Module, weights: Path, examples: Tensor) -> nn.Module:
+def as_saved(model: nn.Module, weights: Path, examples: Inputs) -> nn.Module:
     """The model with the taps that its weights were saved with.
 
     Args:
         model: The module.
         weights: File of its weights.
-        examples: A few inputs.
+        examples: A few inputs, as the model takes them.
     """
     import safetensors
 
@@ -183,14 +259,20 @@ def device_of(name: str) -> torch.device:
     """The device of that name, tried out.
 
     Raises:
-        EnvironmentProblem: If this machine has none.
+        EnvironmentProblem: If this machine has none, or it cannot compute in double precision.
     """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()  # there is also a device that computes nothing
+        torch.zeros(1, device=device, dtype=torch.float64).sum().item()
+    except TypeError as error:
+        expected = "a device that computes in double precision too"
+        raise EnvironmentProblem("--device", expected, repr(name), "Use cpu.") from error
     except (RuntimeError, AssertionError) as error:
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        expected = f"a device of this machine: {', '.join(['cpu', *gpus])}"
         raise EnvironmentProblem(
-            "--device", "a device of this machine", repr(name), "Use cpu, or cuda where a GPU is installed."
+            "--device", expected, repr(name), "Use cpu, or one that planaria doctor names."
         ) from error
     return device
 
@@ -207,7 +289,7 @@ def network(prepared: Prepared, say: Callable[[str], None]) -> tuple[Network, di
     """
     record = None
     if prepared.recipe is None:
-        net = Network.of(prepared.model, prepared.task.train.inputs)
+        net = Network.of(prepared.model, prepared.task.train.examples)
     else:
         say(f"training {prepared.subject.model} on {prepared.task.name}: {prepared.recipe}")
         net, record = train(prepared.model, prepared.task, prepared.recipe, seed=prepared.subject.seed)
@@ -258,7 +340,7 @@ def describe(net: Network, prepared: Prepared, trained: dict[str, Any] | None) -
     subject = prepared.subject
     return {
         "name": subject.model,
-        "source": "trained on the spot" if subject.weights is None else str(subject.weights),
+        "source": "trained on the spot" if prepared.recipe is not None else str(subject.weights or subject.model),
         "sha256": net.sha256,
         "parameters": net.parameters,
         "units": groups,
@@ -282,20 +364,24 @@ def intact(net: Network, prepared: Prepared, expect: float | None) -> tuple[Base
     if per_example is not None:
         values = per_example(task.outputs(net, task.test), task.test.targets).double()
         binary = bool(((values == 0) | (values == 1)).all())
-        interval = wilson(int(values.sum()), len(values)) if binary else mean_interval(values.cpu().numpy())
+        interval = (
+            wilson(int(values.sum()), len(values))
+            if binary
+            else mean_interval(values.cpu().numpy(), within=task.scorer.bounds)
+        )
     if expect is not None and abs(baseline.test - expect) > 0.01:
         raise InputError(
             "--expect-score",
             f"an intact score within 0.01 of {expect:g}",
             f"{baseline.test:.4f}",
-            f"Check the preprocessing of the task: {task.preprocessing or 'none'}.",
+            f"Check the preprocessing of the task: {_short(task.preprocessing)}.",
         )
     warnings = []
-    best = 1.0
-    if baseline.test < task.chance + NEAR_CHANCE * (best - task.chance):
+    best = 1.0 if task.scorer.bounds is None else task.scorer.bounds[1]
+    if math.isfinite(best) and baseline.test < task.chance + NEAR_CHANCE * (best - task.chance):
         warnings.append(
             f"The intact network scores {baseline.test:.3f}, near chance ({task.chance:.3f}): check weights and "
-            f"preprocessing ({task.preprocessing or 'none'}) before believing anything below."
+            f"preprocessing ({_short(task.preprocessing)}) before believing anything below."
         )
     facts = {
         "test": baseline.test,
@@ -303,6 +389,13 @@ def intact(net: Network, prepared: Prepared, expect: float | None) -> tuple[Base
         "interval": [interval.to_dict()["low"], interval.to_dict()["high"]],
     }
     return baseline, facts, warnings
+
+
+def _short(record: Mapping[str, object]) -> str:
+    """A record for one line: a vocabulary is left out."""
+    long = 100
+    parts = {key: value if len(repr(value)) <= long else "..." for key, value in record.items()}
+    return f"{parts or 'none'}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from planaria.cli.screen import Screen, surroundings
 from planaria.core.anatomy import Anatomy, silence
 from planaria.core.errors import InputError
 from planaria.core.network import Network
-from planaria.core.streams import stream
 from planaria.measure.datasets import task as load_task
 from planaria.measure.models import build, check_fit
 from planaria.measure.statistics import finite
@@ -44,6 +43,7 @@ class Options:
         data_dir: Folder with data sets.
         device: Torch device.
         threads: Torch threads.
+        trust: Whether code that the model's file or folder carries may run.
     """
 
     model: str
@@ -54,6 +54,7 @@ class Options:
     data_dir: str | None
     device: str
     threads: int
+    trust: bool = False
 
 
 def run(options: Options, screen: Screen) -> int:
@@ -72,11 +73,8 @@ def run(options: Options, screen: Screen) -> int:
     sidecar = Sidecar.load(sidecar_path)
     about = sidecar.about
     shape = tuple(int(size) for size in about["shape"])
-    model = build(options.model, shape, int(about["outputs"] or 1), 0)
-    kind = getattr(torch, str(about["type"]))
-    like = torch.zeros(2, *shape, dtype=kind)
-    if kind.is_floating_point:
-        like = torch.randn(2, *shape, generator=stream(0, "example")).to(kind)
+    model = build(options.model, shape, int(about["outputs"] or 1), 0, trust=options.trust)
+    like = sidecar.example()
     model = inputs.as_saved(model, weights, like)
     load_weights(model, weights)
     net = inputs.tapped(Network.of(model, like)).to(device)
@@ -106,6 +104,7 @@ def run(options: Options, screen: Screen) -> int:
         "sidecar": {"intact_sha256": sidecar.sha256, "examples": sidecar.examples},
         "refitted": list(repaired.refitted),
         "unrepaired": dict(repaired.unrepaired),
+        "layers": [asdict(fit) for fit in repaired.layers],
         "cost": {"multiply_adds": repaired.cost.multiply_adds, "seconds": repaired.cost.seconds, "examples": 0},
         "scores": None,
         "files": {"network": str(place), "result": str(folder / RESULT)},
@@ -181,6 +180,9 @@ def _show(document: dict[str, Any], screen: Screen) -> None:
     dead = ", ".join(f"{count} of {layer}" for layer, count in document["lesion"]["layers"].items())
     say(f"dead units {dead}", markup=False, soft_wrap=True)
     say(f"refitted   {', '.join(document['refitted']) or 'nothing'}", markup=False, soft_wrap=True)
+    for fit in document["layers"]:
+        # Of what the reader computed for the inputs of the sidecar.
+        say(f"error      {fit['before']:.1%} -> {fit['after']:.1%} of {fit['reader']}", markup=False, soft_wrap=True)
     if document["scores"]:
         damaged, rescued = document["scores"]["damaged"], document["scores"]["rescued"]
         say(

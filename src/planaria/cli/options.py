@@ -18,7 +18,10 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        help="mlp, mlp:784-256-256-10, cnn, cnn2, resnet20, or your own: package.module:factory, file.py:factory.",
+        help="mlp, mlp:784-256-256-10, cnn, cnn2, resnet20; your own: package.module:factory, file.py:factory; a "
+        "Hugging Face folder: hf:FOLDER, of sentence-transformers also hf:FOLDER?pair=1; timm:NAME, torchvision:NAME, "
+        "with published weights timm:NAME@pretrained, torchvision:NAME@DEFAULT; FILE.onnx; with --trust FILE.pt2, or a "
+        "pickled module FILE.pt.",
         rich_help_panel="What",
     ),
 ]
@@ -26,7 +29,16 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="Trained weights: .safetensors, or .pt / .pth of plain tensors. Without them the model is trained now.",
+        help="Trained weights: .safetensors, their .index.json, or .pt / .pth of plain tensors. Without them the model "
+        "is trained now, unless it brings its own.",
+        rich_help_panel="What",
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run code that the model's file or folder carries; says which, and records it.",
         rich_help_panel="What",
     ),
 ]
@@ -53,7 +65,11 @@ Expect = Annotated[
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option("--train-epochs", help="Passes over the data where weights are trained now.", rich_help_panel="What"),
+    typer.Option(
+        "--train-epochs",
+        help="Passes over the data where weights are trained now; 0: the factory hands out trained ones.",
+        rich_help_panel="What",
+    ),
 ]
 Taps = Annotated[
     str | None,
@@ -86,6 +102,12 @@ Kinds = Annotated[
 Layers = Annotated[str | None, typer.Option("--layers", help="LAYER,LAYER; by default all.", rich_help_panel="Damage")]
 Seed = Annotated[int, typer.Option("--seed", help="First seed.", rich_help_panel="How")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.", rich_help_panel="How")]
+Autocast = Annotated[
+    str | None,
+    typer.Option(
+        "--autocast", help="Mixed precision: bfloat16 or float16; weights stay as they are.", rich_help_panel="How"
+    ),
+]
 Threads = Annotated[
     int,
     typer.Option("--threads", min=1, help="Torch threads; part of what decides the bits.", rich_help_panel="How"),
@@ -128,11 +150,15 @@ def subject_of(
     epochs: int | None,
     taps: str | None,
     quick: bool,
+    trust: bool = False,
+    autocast: str | None = None,
 ) -> Subject:
     """What is studied."""
     from planaria.cli.inputs import Subject, words
 
-    return Subject(model, weights, task, data_dir, device, threads, seed, epochs, words(taps) or (), quick)
+    return Subject(
+        model, weights, task, data_dir, device, threads, seed, epochs, words(taps) or (), quick, trust, autocast
+    )
 
 
 def screen_of(out: Path | None, fresh: bool, dry_run: bool, as_json: bool, quiet: bool) -> Screen:

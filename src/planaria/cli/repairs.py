@@ -171,7 +171,7 @@ def build_repairs(
             return Refit(teacher)
         if name == "synthetic":
             assert net.inputs is not None
-            return Refit(Teacher(net, dream(net.inputs, known, stream(0, "dream"))))
+            return Refit(Teacher(net, dream(net.inputs, known, stream(0, "dream"), layout=net.port.layout)))
         if name == "sequential+distil":
             temperature = 4.0 if task.classes is not None else None
             batch, number = min(settings.batch, known), settings.updates

@@ -20,6 +20,7 @@ from planaria.core.motion import Budget
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
+from planaria.measure.shares import is_share
 from planaria.measure.weights import pack_weights
 from planaria.repair.refit import unread
 from planaria.repair.retrain import Retrain
@@ -148,7 +149,7 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
         rows,
         tolerance=plan.criterion.tolerance,
         response=response,
-        percent=task.scorer.name == "accuracy",
+        percent=is_share(task.scorer.name),
     )
     document = {
         **current.document,
@@ -176,7 +177,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     settings = Settings(options.optimiser, options.rate, batch, options.bites, options.inputs, number, options.ratio)
     settings.build()
     # The anatomy does not depend on the weights: what is wrong shows before anything is trained.
-    sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
+    sketch = inputs.tapped(Network.of(prepared.model, task.train.examples), subject.taps)
     damage = options.damage.on(sketch)
     text = ("0.5" if quick else "0.3,0.5,0.7") if options.doses is None else options.doses
     doses = [float(damage.site.dose.check(dose)) for dose in inputs.numbers("--doses", text, float)]
@@ -219,7 +220,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
 def _announce(plan: Plan, screen: Screen) -> int:
     """What a dry run says."""
     task = plan.prepared.task
-    net = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), plan.prepared.subject.taps)
+    net = inputs.tapped(Network.of(plan.prepared.model, task.train.examples), plan.prepared.subject.taps)
     update, validate, test = pace(net, task, Retrain(task, plan.settings.build(), plan.settings.batch))
     gradient = [n for n in plan.names if n not in CLOSED_FORM]
     cells = len(plan.doses) * len(plan.seeds)

@@ -38,7 +38,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     """Do it; returns the exit code."""
     inputs.finite("--expect-score", options.expect)
     prepared = inputs.prepare(subject)
-    sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.inputs), subject.taps)
+    sketch = inputs.tapped(Network.of(prepared.model, prepared.task.train.examples), subject.taps)
     damage = options.damage.on(sketch)
     usual = "0:1:11" if subject.quick else "0:1:21"
     text = (usual if options.widths is None else widths.DOSES) if options.doses is None else options.doses

@@ -11,18 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from planaria.cli.screen import Screen
+from planaria.measure.shares import is_share
 
 
 def show(document: dict[str, Any], screen: Screen) -> None:
     """The table in the terminal."""
-    percent = document["task"]["score"] == "accuracy"
+    percent = is_share(document["task"]["score"])
     score = partial(score_text, percent=percent)
 
     def times(row: dict[str, Any]) -> str:
         both = [row["rescue_updates"], row["rescue_updates_since_last_hit"]]
         return " / ".join("-" if one is None or one["best"] is None else f"{one['best']:.0f}" for one in both)
 
-    unit = "accuracy in %" if percent else document["task"]["score"]
+    unit = f"{document['task']['score']} in %" if percent else document["task"]["score"]
     name = f"{document['network']['name']} on {document['task']['name']}"
     grid = Table(title=f"{name}: {unit} on the test split", box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column("repair", no_wrap=True)
@@ -59,7 +60,7 @@ def show(document: dict[str, Any], screen: Screen) -> None:
 
 
 def score_text(estimate: dict[str, float | None], *, percent: bool) -> str:
-    """An estimated score with its interval, if it has one; in percent where it is an accuracy."""
+    """An estimated score with its interval, if it has one; in percent where it is a share."""
     factor, digits = (100, 1) if percent else (1, 3)
     best, low, high = (estimate[key] for key in ("best", "low", "high"))
     if best is None:

@@ -144,11 +144,11 @@ def begin(
     trained: dict[str, Any] | None
     if resumed:
         load_weights(prepared.model, known)
-        bare = Network.of(prepared.model, task.train.inputs)
+        bare = Network.of(prepared.model, task.train.examples)
         trained = json.loads((folder / MANIFEST).read_text()).get("trained")
     else:
         bare, trained = inputs.network(prepared, screen.say)
-    net = inputs.tapped(bare, subject.taps)
+    net = inputs.tapped(bare, subject.taps).with_autocast(subject.dtype)
     baseline, intact, warnings = inputs.intact(net, prepared, expect)
     low, high = (f"{value:.4f}" if value is not None else "?" for value in intact["interval"])
     screen.say(f"intact score on the test split: {baseline.test:.4f} [{low}, {high}] ({task.scorer.name})")
@@ -171,7 +171,7 @@ def begin(
         "network": inputs.describe(net, prepared, trained),
         "task": task.record(),
         "intact": intact,
-        "warnings": warnings,
+        "warnings": [*prepared.warnings, *warnings],
         "manifest": {**facts, "seeds": identity["seeds"]},
     }
     with Ledger.open(folder / LEDGER) as ledger:

@@ -59,7 +59,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     net = inputs.tapped(bare, subject.taps)
     _, intact, warnings = inputs.intact(net, prepared, options.expect)
     words = {"planaria.network": subject.model}
-    whole = None if prepared.recipe is None else pack_weights(net, {**words, "planaria.settings": _mark(prepared)})
+    whole = None if subject.weights is not None else pack_weights(net, {**words, "planaria.settings": _mark(prepared)})
     model = checkpoint.stat().st_size if whole is None else len(whole)
     sidecar = Sidecar.of(net, *unlabelled(net, task, options.inputs))
     # The limit is a share of the file, which may hold the weights in another precision than they are used in.
@@ -79,7 +79,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
             "network": inputs.describe(net, prepared, trained_record),
             "task": task.record(),
             "intact": intact,
-            "warnings": warnings,
+            "warnings": [*prepared.warnings, *warnings],
             "readers": [
                 {
                     "weight": name,

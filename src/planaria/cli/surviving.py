@@ -20,6 +20,7 @@ from planaria.cli.screen import Screen, Stopped
 from planaria.core.errors import InputError
 from planaria.core.motion import After, Flow
 from planaria.core.network import Network
+from planaria.measure.shares import is_share
 from planaria.measure.statistics import Estimate
 from planaria.measure.task import Task
 from planaria.repair.regrow import Regrow
@@ -231,7 +232,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     number = options.updates if options.updates is not None else 20
     settings = Settings(options.optimiser, options.rate, batch, 1, options.inputs, number)
     settings.build()
-    sketch = inputs.tapped(Network.of(prepared.model, task.train.inputs), subject.taps)
+    sketch = inputs.tapped(Network.of(prepared.model, task.train.examples), subject.taps)
     # Those from a sidecar are flows, and making one takes time.
     _flows(build_repairs(tuple(name for name in names if not name.startswith("refit")), sketch, task, settings)[0])
     damage = options.damage.on(sketch)
@@ -279,7 +280,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
 def _announce(plan: Plan, screen: Screen) -> int:
     """What a dry run says."""
     task: Task = plan.prepared.task
-    net = inputs.tapped(Network.of(plan.prepared.model, task.train.inputs), plan.prepared.subject.taps)
+    net = inputs.tapped(Network.of(plan.prepared.model, task.train.examples), plan.prepared.subject.taps)
     update, validate, test = pace(net, task, plan.retrain)
     walks, others = len(plan.seeds) * len(plan.names), len(plan.seeds) * len(plan.rates)
     gradient = [name for name in plan.names if name not in CLOSED_FORM]
@@ -303,7 +304,7 @@ def _announce(plan: Plan, screen: Screen) -> int:
 
 def _show(document: dict[str, Any], result: Survival, resilience: Resilience | None, screen: Screen) -> None:
     """The tables and verdicts in the terminal."""
-    percent = document["task"]["score"] == "accuracy"
+    percent = is_share(document["task"]["score"])
     regime = result.regime
     turnover = isinstance(regime.mode, Turnover)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -50,11 +51,16 @@ def table(found: Vulnerability) -> str:
 
 def parquet(found: Vulnerability) -> bytes | None:
     """The table as a Parquet file; None without pyarrow."""
+    return parquet_of(columns(found))
+
+
+def parquet_of(columns: Mapping[str, list[Any]]) -> bytes | None:
+    """Columns of one length as a Parquet file; None without pyarrow."""
     if find_spec("pyarrow") is None:
         return None
     arrow, writer = import_module("pyarrow"), import_module("pyarrow.parquet")
     content = io.BytesIO()
-    writer.write_table(arrow.table(columns(found)), content)
+    writer.write_table(arrow.table(columns), content)
     return content.getvalue()
 
 

@@ -126,7 +126,7 @@ def seconds(choice: Widths, prepared: inputs.Prepared, evaluations: int) -> tupl
     training = prepared.updates
     total = 0.0
     for width in choice.widths:
-        net = Network.of(_model(prepared, width, 0), task.train.inputs)
+        net = Network.of(_model(prepared, width, 0), task.train.examples)
         update, _, test = pace(net, task, Retrain(task, batch=recipe.batch), longest=0.3)
         total += choice.networks * (training * update + evaluations * test)
     return training * len(choice.widths) * choice.networks, total

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 from planaria.report import (
     hardening,
+    lesion_figures,
+    lesions,
     scaling,
     survival,
     survival_figures,
@@ -44,8 +46,8 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: A result of `rescue`, `respond`, `survive`, `harden` or `vulnerability` as the command line prints it
-            with `--json`.
+        document: A result of `rescue`, `respond`, `survive`, `harden`, `vulnerability` or `lesion` as the command line
+            prints it with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -203,7 +205,46 @@ def _vulnerability(document: Document) -> Apart:
     return (vulnerability.headline(found), vulnerability.verdict(found)), sections
 
 
-_APART = {"survival": _survival, "hardening": _hardening, "vulnerability": _vulnerability}
+def _lesions(document: Document) -> Apart:
+    found = lesions.Found.of(document)
+    sections = [
+        *_section(
+            "Which lesion hurts which class",
+            lesion_figures.selective_figure(found),
+            table=lesions.selective_table(found),
+            note="Brackets of random units: the range in which one more random lesion would lie.",
+        ),
+        *_section(
+            "Double dissociation",
+            lesion_figures.pairs_figure(found),
+            table=lesions.pair_table(found),
+            note="Double: all four contrasts are above zero and both own losses beyond random lesions. p: the largest "
+            "of the contrasts, corrected over pairs, and the larger of the controls, over classes (Holm). The complete "
+            "table is dissociations.csv.",
+        ),
+        *_section(
+            "Region by region",
+            lesion_figures.regions_figure(found),
+            lesion_figures.region_classes_figure(found),
+            table=lesions.lesion_table(found),
+        ),
+        *_section(
+            "Does selectivity predict damage?",
+            table=lesions.guide_table(found),
+            note="Over the units of a layer: largest d' of a unit, and what its loss alone costs. Its class: the one "
+            "with that d'.",
+        ),
+        *_section("Notes", pairs=[("left out", str(note)) for note in found.result.get("notes") or ()], otherwise=""),
+    ]
+    return (lesions.headline(found), lesions.verdict(found)), sections
+
+
+_APART = {
+    "survival": _survival,
+    "hardening": _hardening,
+    "vulnerability": _vulnerability,
+    "lesion_study": _lesions,
+}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:
@@ -241,6 +282,8 @@ def _facts(document: Document) -> list[dict[str, str]]:
         runs = ("Methods", count(len(methods)), "")
     if part(document, "vulnerability"):
         runs = vulnerability.fact(vulnerability.Found.of(document))
+    if part(document, "lesion_study"):
+        runs = lesions.fact(lesions.Found.of(document))
     facts = [
         (
             "Intact, test split",

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planaria.measure.shares import is_share
+
 Document = Mapping[str, Any]
 Interval = tuple[float | None, float | None, float | None]
 
@@ -122,7 +124,7 @@ def part(document: Document, key: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Notation:
-    """How one document writes scores and doses: accuracies and shares in percent, all else as numbers.
+    """How one document writes scores and doses: shares of right answers in percent, all else as numbers.
 
     Args:
         score_name: Name of the score.
@@ -144,7 +146,7 @@ class Notation:
         name = str((document.get("task") or {}).get("score") or "score")
         stored = (part(document, key).get("unit") for key in ("response", "settings", "survival"))
         unit = next((unit for unit in stored if unit), "fraction of units")
-        return Notation(name, "accuracy" in name.lower(), str(unit))
+        return Notation(name, is_share(name), str(unit))
 
     @property
     def dose_percent(self) -> bool:

@@ -26,6 +26,8 @@ def terms(document: Document) -> Terms:
     survival, hardening = bool(part(document, "survival")), bool(part(document, "hardening"))
     if part(document, "vulnerability"):
         return basic[:1] + _vulnerability(document, say)
+    if part(document, "lesion_study"):
+        return basic[:1] + _lesions(say)
     found = basic
     if survival:
         found += _survival(document) + _work()
@@ -203,6 +205,45 @@ def _vulnerability(document: Document, say: Notation) -> Terms:
         ),
     ]
     return [*found, ("Chance", f"The {say.score_word} of guessing.")]
+
+
+def _lesions(say: Notation) -> Terms:
+    return [
+        ("Lesion", "A set of units that are silenced together; what they emit is zero."),
+        ("Score lost", f"The {say.score_word} of the intact network less that of the lesioned one; of a class, on it."),
+        (
+            "Cluster",
+            "Units of a layer whose responses to the same inputs correlate, or that lie near each other where they "
+            "have places; Ward's hierarchical clustering, so that smaller clusters lie within larger ones.",
+        ),
+        (
+            "Selectivity d'",
+            "Mean response of a unit to a class less that to all others, in standard deviations; measured on the "
+            "training split.",
+        ),
+        (
+            "Control lesion",
+            "As many units drawn at random from the same layers. Brackets: the range in which one more would lie in "
+            "95% of cases. p: chance that random lesions cost as much (Crawford & Howell 1998).",
+        ),
+        (
+            "Double dissociation",
+            "The lesion of A costs A more than B and more than the lesion of B costs A, and the other way round, "
+            "each beyond random lesions. It rules out that one class is merely harder.",
+        ),
+        ("Single dissociation", "One half of that is shown, the other is not."),
+        (
+            "Interval",
+            "95% confidence interval over inputs like these, in brackets; paired, because the same inputs are judged "
+            "with and without the lesion (Agresti & Min 2005).",
+        ),
+        (
+            "One at a time",
+            "Sum of what the units of a region cost when each is silenced alone. A region that costs more has units "
+            "that stand in for each other.",
+        ),
+        ("Chance", f"The {say.score_word} of guessing."),
+    ]
 
 
 def _scaling() -> Terms:

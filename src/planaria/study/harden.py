@@ -161,7 +161,7 @@ def examine(trained: Moment, task: Task, contest: Contest, *, method: str, seed:
         method: Name of the method.
         seed: Of lesions and retraining.
     """
-    net = trained.network.with_inputs(task.train.inputs)
+    net = trained.network.with_inputs(task.train.examples)
 
     def result(intact: float, curves: dict[str, tuple[float, ...]], rescued: bool, done: int) -> Trial:
         return Trial(method, seed, net, trained.cost, contest.doses, intact, curves, rescued, done)
@@ -279,8 +279,8 @@ def harden(
 def beginning(start: Start, task: Task, seed: int) -> Network:
     """The network that training begins with under a seed."""
     made = start if isinstance(start, Network) else start(seed)
-    net = made if isinstance(made, Network) else Network.of(made, task.train.inputs)
-    return net.with_inputs(task.train.inputs)
+    net = made if isinstance(made, Network) else Network.of(made, task.train.examples)
+    return net.with_inputs(task.train.examples)
 
 
 def _estimate(estimate: Mapping[str, float | None]) -> Estimate:

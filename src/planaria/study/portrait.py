@@ -136,7 +136,7 @@ def portrait(
     for name, count in (("corrupted", corrupted), ("attacked", attacked)):
         if count < 0:
             raise InputError(f"portrait({name})", "a number of examples of at least 0", count)
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     outputs = task.outputs(net, task.test)
     score = _scored(task.scorer, outputs, task.test.targets)
     nll = ece = None

@@ -72,7 +72,7 @@ def attempt(
     Returns:
         The attempt, rescued or not.
     """
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     stages = repair.stages if isinstance(repair, (Schedule, Beforehand)) else Schedule(repair).stages
 
     def struck(stage: Stage) -> Slices:
@@ -251,7 +251,7 @@ def rescue(
     for what, given in (("repairs", repairs), ("doses", doses), ("seeds", seeds)):
         if not given:
             raise InputError(f"rescue({what})", "at least one", "none")
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     baseline = Baseline.of(net, task)
     attempts: list[Attempt] = []
     for seed in seeds:
@@ -305,7 +305,7 @@ def compare(
     """
     if not repairs or seeds < 1:
         raise InputError("compare", "at least one repair and one seed", f"{len(repairs)} and {seeds}")
-    hurt = hurt.with_inputs(task.train.inputs)
+    hurt = hurt.with_inputs(task.train.examples)
     test = task.score(hurt)
     attempts = []
     for seed in range(seeds):

@@ -175,7 +175,7 @@ def plan_inputs(net: Network, damage: Damage, task: Task, doses: Sequence[float]
     """
     if task.scorer.per_example is None:
         raise InputError("plan_inputs(task)", "a score that is a mean over examples", task.scorer.name)
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     doses = checked_doses(damage, doses)
     orders = [_changes(net, damage, task, doses, ("pilot", number), seed, task.test) for number in range(PILOT)]
     tallies = [tally for tally, _ in orders]
@@ -204,7 +204,7 @@ def iter_respond(
         seed: Order number n under one seed is always the same.
         plan: Judge it on so many inputs; by default on all.
     """
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     doses = checked_doses(damage, doses)
     for dose, score in zip(doses, _scores(net, damage, task, doses, draw, seed, plan), strict=True):
         yield Point(draw, dose, score)
@@ -326,7 +326,7 @@ def respond(
     """
     if draws < 1:
         raise InputError("respond(draws)", "a number of at least 1", draws)
-    net = net.with_inputs(task.train.inputs)  # once, so that what is known of the network is found again
+    net = net.with_inputs(task.train.examples)  # once, so that what is known of the network is found again
     plan = plan_inputs(net, damage, task, doses, seed=seed) if planned else None
     points = [
         point

@@ -74,7 +74,7 @@ def iter_survive(
             type(repair).__name__,
             "A schedule brings its own stream of damage; pass the flow in it.",
         )
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     known_before = baseline or Baseline.of(net, task)
     return _walk(net, repair, task, regime, name, seed, known_before.validation)
 
@@ -204,7 +204,7 @@ def walk(
     Returns:
         Its events, with the test score at the end; only the last event keeps its network.
     """
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     scores = baseline or Baseline.of(net, task)
     before = len(_dead(net, _groups(net, regime.damage)))
     events: list[Event] = []
@@ -270,7 +270,7 @@ def survive(
         if not given:
             raise InputError(f"survive({what})", "at least one", "none")
     regime = Regime(damage, dose, events, mode, within, tolerance)
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     baseline = Baseline.of(net, task)
     walks = tuple(
         walk(net, repair, task, regime, name=name, seed=seed, baseline=baseline)
@@ -327,7 +327,7 @@ def turnover_study(
     if not seeds:
         raise InputError("turnover_study(seeds)", "at least one", "none")
     regimes = turnover_regimes(damage, rates, events, delay, within)
-    net = net.with_inputs(task.train.inputs)
+    net = net.with_inputs(task.train.examples)
     baseline = Baseline.of(net, task)
     rows = [
         resilience_row(net, repair, task, regime, seed=seed, draws=draws, baseline=baseline)

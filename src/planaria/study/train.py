@@ -90,7 +90,7 @@ def train(model: nn.Module, task: Task, recipe: Recipe, *, seed: int = 0) -> tup
         >>> record["updates"]
         8
     """
-    net = Network.of(model, task.train.inputs)
+    net = Network.of(model, task.train.examples)
     number = recipe.updates(len(task.train))
     optimiser = SGD(recipe.rate, momentum=0.9, decay=recipe.decay)
     flow = Retrain(task, optimiser, recipe.batch, horizon=number)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from planaria.core.anatomy import Unit
-from planaria.measure.scores import ACCURACY
+from planaria.measure.shares import is_share
 from planaria.measure.statistics import Estimate, finite
 from planaria.study.weak_weights import WeakWeights
 from planaria.study.worst_sets import WorstSets
@@ -150,7 +150,7 @@ class Vulnerability:
     @property
     def percent(self) -> bool:
         """Whether the score is a share, to be told in points."""
-        return self.score == ACCURACY.name
+        return is_share(self.score)
 
     @cached_property
     def ranking(self) -> tuple[Unit, ...]:

@@ -20,6 +20,7 @@ from planaria.cli.options import (
     Seed,
     Taps,
     TaskText,
+    Trust,
     Weights,
     finish,
     screen_of,
@@ -53,6 +54,7 @@ def reproduce(
 def units(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     tap: Taps = None,
@@ -74,7 +76,7 @@ def units(
     """List the units of a network: layer, kind, number, how each is silenced, and what has no units and why."""
     from planaria.cli.listing import run
 
-    subject = subject_of(model, weights, task, data_dir, device, 1, seed, None, tap, quick)
+    subject = subject_of(model, weights, task, data_dir, device, 1, seed, None, tap, quick, trust)
     run(subject, verify=verify, out=out, as_json=as_json)
 
 

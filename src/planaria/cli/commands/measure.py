@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from planaria.cli.options import (
+    Autocast,
     Batch,
     DamageText,
     DataDir,
@@ -30,6 +32,7 @@ from planaria.cli.options import (
     Taps,
     TaskText,
     Threads,
+    Trust,
     Weights,
     finish,
     screen_of,
@@ -40,6 +43,7 @@ from planaria.cli.options import (
 def respond(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     expect_score: Expect = None,
@@ -85,6 +89,7 @@ def respond(
         typer.Option("--seeds", min=1, help="Seeds; each gives the full number of orders.", rich_help_panel="How"),
     ] = 1,
     device: Device = "cpu",
+    autocast: Autocast = None,
     threads: Threads = 1,
     quick: Quick = False,
     out: Out = None,
@@ -97,7 +102,9 @@ def respond(
     from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.responding import Options, run
 
-    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
     choice = DamageChoice(damage, not pooled, order, words(kinds), words(layers))
     options = Options(doses, choice, draws, seeds, expect_score, widths, networks, plan_inputs)
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
@@ -106,6 +113,7 @@ def respond(
 def survive(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     expect_score: Expect = None,
@@ -182,6 +190,7 @@ def survive(
         typer.Option("--seeds", min=1, help="Walks per repair; 10, turnover 5.", rich_help_panel="How"),
     ] = None,
     device: Device = "cpu",
+    autocast: Autocast = None,
     threads: Threads = 1,
     quick: Quick = False,
     out: Out = None,
@@ -197,7 +206,9 @@ def survive(
     from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.surviving import Options, run
 
-    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
     options = Options(
         mode=mode,
         dose=dose_per_event,
@@ -222,6 +233,7 @@ def survive(
 def vulnerability(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     expect_score: Expect = None,
@@ -274,6 +286,7 @@ def vulnerability(
     ] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
+    autocast: Autocast = None,
     threads: Threads = 1,
     quick: Quick = False,
     out: Out = None,
@@ -297,7 +310,9 @@ def vulnerability(
     from planaria.cli.ablating import Options, run
     from planaria.cli.inputs import words
 
-    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
     options = Options(
         exact=exact,
         screened=screen,
@@ -310,5 +325,101 @@ def vulnerability(
         workers=workers,
         expect=expect_score,
         fail_under=fail_under,
+    )
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
+
+
+def lesion(
+    model: Model = "mlp",
+    weights: Weights = None,
+    trust: Trust = False,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="How units are grouped: layer, cluster (units that respond alike), selectivity (units selective for "
+            "a class); by default all that the task allows.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    share: Annotated[
+        float,
+        typer.Option(
+            "--share", help="Share of each layer that a lesion by selectivity takes.", rich_help_panel="Damage"
+        ),
+    ] = 0.1,
+    clusters: Annotated[
+        str | None,
+        typer.Option(
+            "--clusters", help="Numbers of clusters that each layer is cut into; 2,4,8.", rich_help_panel="Damage"
+        ),
+    ] = None,
+    positions: Annotated[
+        Path | None,
+        typer.Option(
+            "--positions",
+            help="Safetensors file of coordinates, layer -> [units, d]: cluster by place instead of by response.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    controls: Annotated[
+        int | None,
+        typer.Option("--controls", help="Random lesions for each size; 20.", rich_help_panel="Damage"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            help="Labels that are told apart, for example 0,3,8; all, of more than 20 the most frequent.",
+            rich_help_panel="Damage",
+        ),
+    ] = None,
+    single_units: Annotated[
+        bool,
+        typer.Option(
+            "--single-units/--no-single-units",
+            help="Also silence every unit alone: is a group more than its parts, does selectivity predict damage?",
+            rich_help_panel="Damage",
+        ),
+    ] = True,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    autocast: Autocast = None,
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Silence groups of units: what each costs, which class it hurts, and which classes doubly dissociate.
+
+    Every lesion is compared with random ones of the same size in the same layers.
+    """
+    from planaria.cli.inputs import words
+    from planaria.cli.lesioning import Options, run
+
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
+    options = Options(
+        by=words(by),
+        share=share,
+        clusters=clusters,
+        positions=positions,
+        draws=controls,
+        classes=classes,
+        single_units=single_units,
+        kinds=words(kinds),
+        layers=words(layers),
+        expect=expect_score,
     )
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from planaria.cli.options import (
+    Autocast,
     DataDir,
     Device,
     DryRun,
@@ -23,6 +24,7 @@ from planaria.cli.options import (
     Taps,
     TaskText,
     Threads,
+    Trust,
     Weights,
     finish,
     screen_of,
@@ -40,6 +42,7 @@ def harden(
             rich_help_panel="What",
         ),
     ] = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     expect_score: Expect = None,
@@ -103,6 +106,7 @@ def harden(
         typer.Option("--seeds", min=1, help="Networks per method; 5.", rich_help_panel="How"),
     ] = None,
     device: Device = "cpu",
+    autocast: Autocast = None,
     threads: Threads = 1,
     quick: Quick = False,
     out: Out = None,
@@ -118,7 +122,7 @@ def harden(
     from planaria.cli.hardening import Options, run
     from planaria.cli.inputs import words
 
-    subject = subject_of(model, weights, task, data_dir, device, threads, seed, None, tap, quick)
+    subject = subject_of(model, weights, task, data_dir, device, threads, seed, None, tap, quick, trust, autocast)
     options = Options(
         methods=words(methods),
         epochs=epochs,
@@ -140,6 +144,7 @@ def harden(
 def sidecar(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: TaskText = "digits",
     data_dir: DataDir = None,
     expect_score: Expect = None,
@@ -182,6 +187,6 @@ def sidecar(
     """Store beside a checkpoint what it takes to repair it later without data: second moments, in a small file."""
     from planaria.cli.storing import Options, run
 
-    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = subject_of(model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust)
     options = Options(inputs, share, doses, seeds, expect_score)
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from planaria.cli.options import (
+    Autocast,
     Batch,
     DamageText,
     DataDir,
@@ -30,6 +31,7 @@ from planaria.cli.options import (
     Seed,
     Taps,
     Threads,
+    Trust,
     Weights,
     finish,
     screen_of,
@@ -56,6 +58,7 @@ def demo(
 def rescue(
     model: Model = "mlp",
     weights: Weights = None,
+    trust: Trust = False,
     task: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +167,7 @@ def rescue(
         ),
     ] = None,
     device: Device = "cpu",
+    autocast: Autocast = None,
     threads: Threads = 1,
     quick: Quick = False,
     out: Out = None,
@@ -189,12 +193,14 @@ def rescue(
     if lesion is not None or sidecar is not None:
         from planaria.cli import mending
 
-        given = mending.Options(model, weights, lesion, sidecar, task, data_dir, device, threads)
+        given = mending.Options(model, weights, lesion, sidecar, task, data_dir, device, threads, trust)
         return finish(mending.run(given, screen))
     from planaria.cli.inputs import DamageChoice, words
     from planaria.cli.rescuing import Options, run
 
-    subject = subject_of(model, weights, task or "digits", data_dir, device, threads, seed, train_epochs, tap, quick)
+    subject = subject_of(
+        model, weights, task or "digits", data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
     options = Options(
         doses=doses,
         damage=DamageChoice(damage, not pooled, order, words(kinds), words(layers)),
