@@ -65,6 +65,8 @@ def test_compacting_after_a_repair_keeps_its_outputs(case: NetworkCase) -> None:
 
 @CASES
 def test_units_that_are_stuck_at_a_value_stay(case: NetworkCase) -> None:
+    if not shifted(case).layers:
+        pytest.skip("gated and recurrent units have no shift to hold a value")
     net = Damage(StuckAt(0.7), shifted(case)).at(0.5)(case.network(), stream(case.seed, "stuck"))
     small = checked(net, case)
     assert not small.removed and small.kept
