@@ -460,7 +460,7 @@ class Transposed(nn.Module):
 
 
 class GPT2(nn.Module):
-    """Queries, keys and values split from one transposed layer, an activation written out, a head tied to the tokens."""
+    """Queries, keys and values split from one transposed layer, an activation written out, a head tied to tokens."""
 
     def __init__(self) -> None:
         super().__init__()

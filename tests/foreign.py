@@ -8,9 +8,11 @@ there, often another one than on the CPU, as they do on a GPU.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor
+from torch.optim import optimizer
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -82,10 +84,14 @@ class Foreign(TorchDispatchMode):
         self._before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(list, device=...) is then made here and moved there
         torch.lazy = Clockwork()  # type: ignore[attr-defined]
+        known = optimizer._get_fused_kernels_supported_devices
+        self._fused = patch.object(optimizer, known.__name__, lambda: [*known(), AWAY.type])
+        self._fused.start()
         return super().__enter__()
 
     def __exit__(self, *problem: Any) -> None:
         super().__exit__(*problem)
+        self._fused.stop()
         del torch.lazy  # type: ignore[attr-defined]
         torch._C._set_only_lift_cpu_tensors(self._before)
 
@@ -114,26 +120,18 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         *tree_map_only(Away, lambda tensor: tensor.home, args), **tree_map_only(Away, lambda t: t.home, kwargs)
     )
     if func._schema.is_mutable:
-        return _given_back(func, args, kwargs, results)
+        return _given_back(args, kwargs, results)
     if not made_away:
         return results
     return tree_map_only(Tensor, Away, results)
 
 
-def _given_back(func: Any, args: Any, kwargs: dict[str, Any], results: Any) -> Any:
+def _given_back(args: Any, kwargs: dict[str, Any], results: Any) -> Any:
     """Results of an operation that writes into its arguments: those arguments themselves."""
-    names = [argument.name for argument in func._schema.arguments]
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
-    written = {id(t.home): t for t in tree_flatten(named)[0] if isinstance(t, Away)}
-    there = any(isinstance(t, Away) for t in tree_flatten(named)[0])
-
-    def back(tensor: Tensor) -> Tensor:
-        known = written.get(id(tensor))
-        return known if known is not None else (Away(tensor) if there and tensor.device.type == "cpu" else tensor)
-
-    if not written:
+    given = {id(leaf.home): leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Away)}
+    if not given:
         return results
-    return tree_map_only(Tensor, back, results)
+    return tree_map_only(Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else Away(tensor), results)
 
 
 def _check(func: Any, plain: str, args: Any, tensors: list[Tensor]) -> None:

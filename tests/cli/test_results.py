@@ -99,6 +99,16 @@ def test_scores_are_fractions_of_the_test_split(finished: Finished) -> None:
         assert hits == pytest.approx(round(hits), abs=1e-6)
 
 
+def test_closed_forms_say_what_they_make_good_in_each_layer(finished: Finished) -> None:
+    fits = finished.done.document["fits"]
+    assert {(fit["repair"], fit["reader"]) for fit in fits} == {
+        (repair, "layers.2.weight") for repair in ("refit", "sequential")
+    }
+    for fit in fits:
+        assert 0 <= fit["after"] < fit["before"] and fit["dead"] > 0 < fit["living"]
+        assert fit["held_out"] == (fit["repair"] == "sequential")
+
+
 def test_some_are_rescued_and_some_are_not(finished: Finished) -> None:
     for row in rows_of(finished):
         reached = [point["validation"] >= row["validation_before"] - 0.1 for point in row["curve"]]

@@ -142,6 +142,17 @@ def test_convolutions_round_nothing_while_anything_exact_runs(monkeypatch: pytes
     assert seen == [False] and switch.allow_tf32 == before
 
 
+def test_example_inputs_follow_the_weights(device: torch.device) -> None:
+    case = NETWORKS["cnn-batchnorm"]
+    for net in (
+        Network.of(case.build().to(device), case.inputs(3)),
+        Network.of(case.build().to(device)).with_inputs(case.inputs(3)),
+        Network.of(case.build(), case.inputs(3).to(device)).to(device),
+    ):
+        assert net.inputs is not None and net.inputs.device == device
+        assert Anatomy.of(net).units() == Anatomy.of(case.network()).units()
+
+
 # ------------------------------------------------------------------------------------------------- units and lesions
 
 
@@ -222,8 +233,6 @@ def test_perceptrons_written_out_and_smaller_networks_train_there_too(
     perceptron = Perceptron.of
     monkeypatch.setattr(Perceptron, "of", lambda *given: taken.append(perceptron(*given)) or taken[-1])
     for case in (NETWORKS["mlp-relu"], NETWORKS["cnn-batchnorm"]):
-        if device.type == foreign.AWAY.type and isinstance(optimiser, Adam) and case.name == "mlp-relu":
-            continue  # torch's fused Adam knows its devices by name
         flow = Retrain(case.task(), optimiser, batch=8)
         start = hurt(case)
         pairs = zip(flow(start, stream(1, "flow")), flow(start.to(device), stream(1, "flow")), strict=False)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cases import NETWORKS, randomise
-from planaria.core.anatomy import KINDS, Anatomy, Check, Unit, _thin, silence
+from planaria.core.anatomy import KINDS, Anatomy, Check, Unit, silence
 from planaria.core.errors import AnatomyError
+from planaria.core.follow import thin
 from planaria.core.network import Network
 from planaria.core.streams import stream
 
@@ -304,6 +305,100 @@ def test_units_are_exact_or_named_whatever_happens_to_their_activation(
 
 def test_owners_that_do_not_change_along_axes_take_no_room_along_any_of_them() -> None:
     owner = torch.arange(4).view(4, 1, 1, 1).expand(4, 3, 2, 2).clone()
-    thin = _thin(owner)
-    assert torch.equal(thin, owner)
-    assert thin.stride() == (1, 0, 0, 0)
+    found = thin(owner)
+    assert torch.equal(found, owner) and torch.equal(thin(found), owner)
+    assert found.stride() == thin(found).stride() == (1, 0, 0, 0)
+
+
+# ------------------------------------------------------------------------------- models as their library has them
+
+
+class FirstOutput(nn.Module):
+    """A model of another library, called with whole numbers, of whose outputs the first tensor counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[0]
+
+
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}
+TEXT = {"vocab_size": 30, "max_position_embeddings": 16}
+
+# Model and configuration -> (kind of unit -> count, attention heads' layer in block 1, hidden neurons' layer there).
+MODELS: dict[str, tuple[str, str, dict[str, object], dict[str, int], str, str]] = {
+    "bert": (
+        "BertForSequenceClassification",
+        "BertConfig",
+        SMALL | TEXT | {"hidden_size": 16},
+        {"neuron": 56, "head": 8, "embedding": 16, "branch": 64},
+        "bert.encoder.layer.1.attention",
+        "bert.encoder.layer.1.intermediate.dense",
+    ),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"vocab_size": 30, "max_position_embeddings": 16, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 20},
+        {"neuron": 40, "head": 8, "embedding": 16, "branch": 64},
+        "transformer.layer.1.attention",
+        "transformer.layer.1.ffn.lin1",
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "n_inner": 20}
+        | {"bos_token_id": 0, "eos_token_id": 0},
+        {"neuron": 40, "head": 8, "branch": 64},
+        "transformer.h.1.attn",
+        "transformer.h.1.mlp.c_fc",
+    ),
+    "llama": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        SMALL | TEXT | {"hidden_size": 16, "num_key_value_heads": 2},
+        {"neuron": 40, "head": 8, "embedding": 16, "branch": 64},
+        "model.layers.1.self_attn",
+        "model.layers.1.mlp",
+    ),
+    "t5": (
+        "T5EncoderModel",
+        "T5Config",
+        {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 20, "num_layers": 2, "num_heads": 4}
+        | {"feed_forward_proj": "gated-gelu"},
+        {"neuron": 40, "head": 8, "embedding": 16, "branch": 64},
+        "encoder.block.1.layer.0.SelfAttention",
+        "encoder.block.1.layer.1.DenseReluDense",
+    ),
+    "vit": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        SMALL | {"hidden_size": 16, "image_size": 8, "patch_size": 4},
+        {"neuron": 40, "head": 8, "branch": 80},
+        "vit.layers.1.attention",
+        "vit.layers.1.mlp.fc1",
+    ),
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_transformers_have_their_heads_neurons_and_branches(name: str, attention: str) -> None:
+    library = pytest.importorskip("transformers", reason="needs transformers, of the hf extra")
+    model, config, options, counts, heads, neurons = MODELS[name]
+    made = getattr(library, model)(getattr(library, config)(**options, attn_implementation=attention)).eval()
+    randomise(made, 0)
+    rng = stream(0, name)
+    x = torch.randn(2, 3, 8, 8, generator=rng) if name == "vit" else torch.randint(1, 30, (2, 7), generator=rng)
+    net = Network.of(FirstOutput(made), x)
+    anatomy = Anatomy.of(net)
+    anatomy.verify(net, per_layer=3)
+    assert {kind: len(anatomy.units(kind)) for kind in anatomy.kinds} == counts
+    found = {group.layer: group for group in anatomy.groups}
+    assert (found[f"model.{heads}"].kind, found[f"model.{heads}"].count) == ("head", 4)
+    assert (found[f"model.{neurons}"].kind, found[f"model.{neurons}"].count) == ("neuron", 20)
+    owned = set(anatomy.entries(anatomy.units()).all)
+    for weight in set(net.weights) - owned:
+        assert {weight, weight.rpartition(".")[0]} & set(anatomy.unreached), f"{weight} is passed over"
+    assert not any("no rule" in reason or "_" in reason.split("'")[0] for reason in anatomy.unreached.values())

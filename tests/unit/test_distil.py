@@ -78,10 +78,20 @@ def test_it_is_retraining_on_the_intact_outputs_bit_for_bit() -> None:
 def test_the_softened_distance_is_the_divergence_of_torch() -> None:
     y, t = torch.randn(5, 3, 4, generator=stream(0, "y")), torch.randn(5, 3, 4, generator=stream(0, "t"))
     net = NETWORKS["mlp-relu"].network()
-    ours = Distil(net, torch.zeros(1, 6), temperature=3.0)._loss(t)(y, t)
-    logs = (torch.log_softmax(y / 3, 1), torch.log_softmax(t / 3, 1))
-    theirs = 9 * nn.functional.kl_div(*logs, reduction="sum", log_target=True) / 20
-    assert torch.allclose(ours, theirs)
+    for length, axis in ((4, 1), (3, 2)):  # classes before the positions, as in torch, or behind, as in Hugging Face
+        ours = Distil(net, torch.zeros(1, 6), temperature=3.0)._loss(Data(torch.zeros(5, length), t))(y, t)
+        logs = (torch.log_softmax(y / 3, axis), torch.log_softmax(t / 3, axis))
+        theirs = 9 * nn.functional.kl_div(*logs, reduction="sum", log_target=True) / (5 * length)
+        assert torch.allclose(ours, theirs)
+
+
+def test_where_shapes_do_not_tell_classes_from_positions_there_is_no_temperature() -> None:
+    tagger = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5))
+    inputs = torch.randint(7, (12, 5), generator=stream(0, "x"))
+    net = Network.of(tagger, inputs)
+    with pytest.raises(InputError, match="dimension 1 or the last"):
+        next(iter(Distil(net, inputs, temperature=2.0)(net, stream(0, "d"))))
+    next(iter(Distil(net, inputs)(net, stream(0, "d"))))
 
 
 @pytest.mark.parametrize("count", [24, 2500])

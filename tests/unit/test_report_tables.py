@@ -76,6 +76,14 @@ def test_numbers_of_a_verdict_keep_their_kind() -> None:
     }
 
 
+def test_what_closed_forms_make_good_is_shown_layer_by_layer(small: dict[str, Any]) -> None:
+    fit = {"repair": "refit", "dose": 0.5, "seed": 0, "reader": "deep.weight", "dead": 7, "living": 9, "rows": 1024}
+    fits = [{**fit, "ridge": 1e-4, "before": 0.41, "after": 0.032, "held_out": True}]
+    words = words_of(Page(render(small | {"fits": fits})))
+    assert "layer by layer" in words and "deep.weight" in words and "41.0%" in words and "3.2%" in words
+    assert "layer by layer" not in words_of(Page(render(small)))
+
+
 # ------------------------------------------------------------------------------------------------- portrait
 
 

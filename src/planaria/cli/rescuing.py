@@ -22,7 +22,7 @@ from planaria.core.streams import stream
 from planaria.damage.damage import Damage
 from planaria.measure.shares import is_share
 from planaria.measure.weights import pack_weights
-from planaria.repair.refit import unread
+from planaria.repair.refit import Refit, unread
 from planaria.repair.retrain import Retrain
 from planaria.study.portrait import passes
 from planaria.study.rescue import Attempt, Criterion, Repair, attempt
@@ -159,6 +159,7 @@ def _work(current: Run, plan: Plan, options: Options, screen: Screen) -> dict[st
         "response": response.to_dict(),
         "verdicts": [verdict.to_dict() for verdict in verdicts],
         "portrait": portrait,
+        "fits": rescues.fits(),
         "files": {**files(plan.folder, best), "compact": str(compacted) if compacted.exists() else None},
     }
     current.finish(document)
@@ -271,6 +272,24 @@ class _Rescues:
                 steps.done(what=f"rescues (dose {dose:g}, {name})")
         place = {name: at for at, name in enumerate(plan.names)}
         return sorted(rows, key=lambda row: (row["dose"], place[row["repair"]], row["seed"]))
+
+    def fits(self) -> list[dict[str, Any]]:
+        """What each closed form makes good in each layer: errors of the first lesion of every dose."""
+        seed = self.plan.seeds[0]
+        found = []
+        closed = {name: repair for name, repair in self.repairs.items() if isinstance(repair, Refit)}
+        for name, repair in closed.items():
+            for dose in self.plan.doses:
+                made = partial(self._fits, repair, dose, seed)
+                stored = self.run.once(self.run.id(what="fits", repair=name, dose=dose, seed=seed), made)
+                found += [{"repair": name, "dose": dose, "seed": seed, **fit} for fit in stored["fits"]]
+        return found
+
+    def _fits(self, repair: Refit, dose: float, seed: int) -> dict[str, Any]:
+        net = self.run.net
+        slices = self.damage.site.select(net, dose, stream(seed, "lesion"))
+        hurt = self.damage.fault.strike(net, slices, stream(seed, "fault")) if slices.all else net
+        return {"what": "fits", "fits": [asdict(fit) for fit in repair.fits(hurt)]}
 
     def best(self, rows: list[dict[str, Any]]) -> Path | None:
         """Save the best network, unless it is there already; None if nothing was repaired, or only to NaN."""

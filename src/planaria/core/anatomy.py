@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,9 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import AnatomyError, InputError, nearest
+from planaria.core.follow import thin
 from planaria.core.graph import Graph, Watch, run, trace
+from planaria.core.matching import NEAR, ROUGH, matched
 from planaria.core.network import Network
-from planaria.core.survey import needless, survey
+from planaria.core.reasons import needless
+from planaria.core.survey import survey
 from planaria.core.trees import Entries, either, remove
 
 KINDS = ("neuron", "channel", "head", "recurrent", "embedding", "branch", "tap")
@@ -92,7 +95,7 @@ class Group:
     """The units of one layer.
 
     Attributes:
-        layer: Name of the layer that makes them.
+        layer: Name of the layer that makes them; of several, what their names have in common.
         kind: One of KINDS.
         count: Number of units.
         method: "slices" of the weights, or "tap".
@@ -109,7 +112,10 @@ class Group:
     owners: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     """Role -> weight name -> unit index of each entry, -1 = none."""
     gates: tuple[tuple[str, Tensor], ...] = field(repr=False)
-    """Calls (`Call.tag`) whose output is the units' activation, with the unit index of each of its entries."""
+    """Calls (`Call.tag`) whose output is the units' activation, with the unit index of each of its entries.
+
+    Of passes where the network is: elsewhere torch runs other operations. Empty if none of them has the activation.
+    """
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,9 @@ class Anatomy:
             AnatomyError: If the network has no example inputs, or cannot run on them.
         """
         if inputs is None:
-            known = _KNOWN.get(net.module)
-            if known is not None:
-                return known
+            known, place = _KNOWN.setdefault(net.module, {}), _place(net)
+            if place in known:
+                return known[place]
             if net.inputs is None:
                 raise AnatomyError(
                     "Anatomy.of(net)",
@@ -170,10 +176,9 @@ class Anatomy:
                     "none",
                     "Build it by Network.of(model, inputs).",
                 )
-            anatomy = _read(_traced(net, net.inputs), net)
-            _KNOWN[net.module] = anatomy
-            return anatomy
-        return _read(_traced(net, inputs), net)
+            known[place] = _found(net, net.inputs)
+            return known[place]
+        return _found(net, inputs)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -334,6 +339,7 @@ class Anatomy:
         inputs = net.inputs if inputs is None else inputs
         if inputs is None:
             raise AnatomyError("Anatomy.verify", "example inputs", "none", "Pass inputs.")
+        net = net.with_autocast(None)  # not a matter of digits
         fresh = {group.layer: group for group in Anatomy.of(net, inputs).groups}
         strange = {group.layer for group in self.groups} ^ fresh.keys()
         if strange:
@@ -346,11 +352,14 @@ class Anatomy:
         scale = float(flat(net(inputs)).abs().max()) or 1.0
         checks = []
         for group in self.groups:
-            gates = fresh[group.layer].gates
+            on, given, gates = net, inputs, fresh[group.layer].gates
+            if not gates:  # where the network is, no operation has their activation
+                on, given = net.to("cpu"), inputs.cpu()
+                gates = next(g.gates for g in Anatomy.of(on, given).groups if g.layer == group.layer)
             spaced = sorted({int(i) for i in torch.linspace(0, group.count - 1, per_layer).round()})
             worst = 0.0
             for units in [[index] for index in spaced] + [list(range(0, group.count, 2))]:
-                difference = self._disagreement(net, inputs, group, gates, units)
+                difference = self._disagreement(on, given, group, gates, units)
                 if strict and not difference <= tolerance * scale:
                     raise AnatomyError(
                         f"layer {group.layer!r}",
@@ -373,7 +382,7 @@ class Anatomy:
         silenced = silence(net, self.entries(Unit(group.layer, index) for index in units).all)
         picked = torch.zeros(group.count + 1, dtype=torch.bool)
         picked[list(units)] = True
-        closed = {tag: ~picked.to(labels.device)[labels] for tag, labels in gates}
+        closed = {tag: (~picked[labels]).to(net.device) for tag, labels in gates}
 
         def close(tag: str, args: tuple[Any, ...], output: Any) -> None:
             del args
@@ -384,20 +393,14 @@ class Anatomy:
         return float((flat(silenced(inputs)) - flat(gated)).abs().max())
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()
+Place = tuple[str, torch.dtype | None]
+"""Kind of device, and type of mixed precision: what decides which operations torch runs."""
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Place, Anatomy]] = WeakKeyDictionary()
 
 
-def _thin(owner: Tensor) -> Tensor:
-    """The same owners, as a view that repeats itself along the axes on which they do not change.
-
-    Saves memory on large weights, and tells `_mark` which axes belong to one unit as a whole.
-    """
-    shape = owner.shape
-    for axis in range(owner.ndim):
-        first = owner.narrow(axis, 0, 1)
-        if owner.shape[axis] > 1 and bool((owner == first).all()):
-            owner = first
-    return owner.clone(memory_format=torch.contiguous_format).expand(shape)
+def _place(net: Network) -> Place:
+    return net.device.type, net.port.autocast
 
 
 def _mark(units: Tensor, owner: Tensor, state: Tensor) -> None:
@@ -425,10 +428,27 @@ def silence(net: Network, entries: Entries) -> Network:
     return net.with_weights(zeroed).pin(entries)
 
 
+def _found(net: Network, inputs: Tensor) -> Anatomy:
+    """Units as a pass on the CPU shows them, the same ones wherever the network is; gates of passes where it is."""
+    home = net.to("cpu").with_autocast(None)
+    graph = _traced(home, inputs.cpu())
+    anatomy = _read(graph, home)
+    if _place(net) == _place(home):
+        return anatomy
+    here, near = _traced(net, inputs.to(net.device)), NEAR if net.port.autocast is None else ROUGH
+    tags = matched((tag for group in anatomy.groups for tag, _ in group.gates), graph, here, near)
+    groups = (
+        replace(group, gates=tuple((tags[tag], labels) for tag, labels in group.gates))
+        if all(tag in tags for tag, _ in group.gates)
+        else replace(group, gates=())
+        for group in anatomy.groups
+    )
+    return replace(anatomy, groups=tuple(groups))
+
+
 def _traced(net: Network, inputs: Tensor) -> Graph:
     try:
-        # On the CPU, wherever the network is: units and labels are bookkeeping, and every device has one there.
-        return trace(net.to("cpu"), inputs.cpu())
+        return trace(net, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise AnatomyError(
             "Anatomy.of(net)",
@@ -449,7 +469,7 @@ def _read(graph: Graph, net: Network) -> Anatomy:
             exact_by=finding.exact_by,
             readers=finding.readers,
             owners={
-                role: {name: _thin(owner) for name, owner in owners.items()} for role, owners in finding.owners.items()
+                role: {name: thin(owner) for name, owner in owners.items()} for role, owners in finding.owners.items()
             },
             gates=tuple((graph.calls[at].tag, labels) for at, labels in finding.gates),
         )

@@ -53,6 +53,19 @@ def give(finding: Finding, role: str, name: str, owner: Tensor) -> None:
     finding.owners[role][name] = owner if known is None else torch.where(owner >= 0, owner, known)
 
 
+def thin(owner: Tensor) -> Tensor:
+    """The same owners, as a view that repeats itself along the axes on which they do not change.
+
+    Saves memory on large weights, and tells which axes belong to one unit as a whole.
+    """
+    shape = owner.shape
+    for axis in range(owner.ndim):
+        first = owner.narrow(axis, 0, 1)
+        if owner.shape[axis] > 1 and (owner.stride(axis) == 0 or bool((owner == first).all())):
+            owner = first
+    return owner.clone(memory_format=torch.contiguous_format).expand(shape)
+
+
 def descend(graph: Graph, value: Value, labels: Tensor, uses: Iterable[int] | None = None) -> list[End]:
     """Everything that reads a labelled activation, through whatever keeps units apart and zeros zero.
 

@@ -58,6 +58,7 @@ _REARRANGE = frozenset(
         "narrow",
         "unfold",
         "diagonal",
+        "as_strided",
         "pixel_shuffle",
         "pixel_unshuffle",
         "channel_shuffle",
@@ -65,7 +66,7 @@ _REARRANGE = frozenset(
     ]
 )
 _PICK = frozenset(["index", "index_select", "gather"])  # entries of the first argument, at places given by the others
-_SHAPED = frozenset(  # only the shape of what they read matters
+SHAPED = frozenset(  # only the shape of what they read matters
     ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
 )
 _POOL = frozenset(
@@ -288,6 +289,11 @@ class Call:
             return [torch.constant_pad_nd(exchanged[id(self.args[0])], self.args[1], -1)]
         if self.name in {"clone", "_to_copy", "lift_fresh", "alias", "detach", "contiguous"}:
             return [exchanged[id(self.args[0])]]
+        if self.name == "as_strided":  # its strides are those of the value's memory
+            value = self.args[0].tensor
+            alike = torch.empty_strided(value.shape, value.stride(), dtype=torch.long, device=value.device)
+            start = self.args[3] - value.storage_offset() if len(self.args) > 3 and self.args[3] is not None else 0
+            return [alike.copy_(exchanged[id(self.args[0])]).as_strided(*self.args[1:3], start)]
         moved = self.evaluate(exchanged)
         return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 
@@ -476,6 +482,43 @@ class Watch(TorchDispatchMode):
         return result
 
 
+def way(net: Network, inputs: Tensor) -> tuple[str, ...]:
+    """The products of a pass in order, each with the weight that it reads, where that can be seen.
+
+    Tags of one pass name the same operations in another pass of the same way, and only there: data that decide which
+    layers run, or how often, send different inputs different ways.
+
+    Args:
+        net: Any network.
+        inputs: [examples, ...].
+
+    Example:
+        >>> way(Network.of(nn.Sequential(nn.Linear(2, 3), nn.ReLU())), torch.zeros(1, 2))
+        ('addmm 0.weight',)
+    """
+    names = {weight.untyped_storage().data_ptr(): name for name, weight in net.weights.items()}
+    steps: list[str] = []
+
+    def seen(tag: str, args: tuple[Any, ...], output: Any) -> None:
+        del output
+        kind = tag.split(" ")[0].removeprefix("aten::")
+        if kind in _PRODUCT or kind == "convolution":
+            tensors = [argument for argument in args if isinstance(argument, Tensor)]
+            read = [names.get(tensor.untyped_storage().data_ptr(), "") for tensor in tensors]
+            at = 1 if kind == "convolution" else _PRODUCT[kind][1]
+            steps.append(f"{kind} {read[at]}")
+
+    run(net, inputs, Watch(seen))
+    return tuple(steps)
+
+
+def strays(net: Network, inputs: Tensor) -> bool:
+    """Whether these inputs take another way through a network than its example inputs do, see `way`."""
+    assert net.inputs is not None
+    like = torch.cat([net.inputs, net.inputs])[: min(2, len(inputs))]
+    return way(net, inputs) != way(net, like)
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Tensor], inputs: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -513,7 +556,7 @@ class _Recorder(TorchDispatchMode):
         results = func(*args, **kwargs)
         for value in inputs:
             value.uses.append(at)
-        active = any(value.active for value in inputs) and call.name not in _SHAPED
+        active = any(value.active for value in inputs) and call.name not in SHAPED
         sources = frozenset[str]() if active else frozenset().union(*(value.sources for value in inputs))
         self.calls.append(call)
         for place, tensor in enumerate(results if isinstance(results, (tuple, list)) else [results]):

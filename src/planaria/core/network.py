@@ -57,8 +57,9 @@ class Network:
         """Copy a module into a value; the module is left exactly as it was.
 
         Args:
-            model: Any module. Its mode, gradients, hooks and tensors stay untouched. Parameters that do not require
-                gradients are pinned, unless that holds for all of them (a model that was only prepared for inference).
+            model: Any module, `unwrapped`. Its mode, gradients, hooks and tensors stay untouched. Parameters that do
+                not require gradients are pinned, unless that holds for all of them (a model that was only prepared for
+                inference).
             inputs: Example inputs; a few suffice. A tensor [examples, ...], a tuple of positional arguments, or a
                 mapping of keyword arguments (a Hugging Face BatchEncoding, for example). Needed for damage to units.
             output: Where the model returns several tensors: name or place of the one that counts. By default "logits"
@@ -75,6 +76,7 @@ class Network:
             >>> Network.of(nn.Linear(2, 1)).weights.keys()
             dict_keys(['weight', 'bias'])
         """
+        model = unwrapped(model)
         _check(model, inputs)
         port = Port(output=output) if inputs is None else Port.of(model, inputs, output, "Network.of(inputs)")
         weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
@@ -90,7 +92,8 @@ class Network:
                     f"{count} NaN or infinite of {tensor.numel()}",
                     "Load weights that were saved from a healthy network.",
                 )
-        example = None if inputs is None else port.rows(inputs).detach()[:2].clone()
+        place = next(iter(weights.values())).device
+        example = None if inputs is None else port.rows(inputs).detach()[:2].to(place, copy=True)
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         plasticity = {
             name: torch.zeros_like(ones) if name in frozen and len(frozen) < len(weights) else ones
@@ -293,6 +296,22 @@ class Network:
         return f"<Network {type(self.module).__name__}: {self.parameters:,} weights, sha256 {self.sha256[:12]}>"
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module itself, without what spreads it over devices (DataParallel) or compiles it (torch.compile).
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(1, 1)))
+        Linear(in_features=1, out_features=1, bias=True)
+    """
+    while isinstance(model, nn.Module):
+        spread = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = model.module if spread else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
 def law(weight: Tensor, target: Tensor, plasticity: Tensor) -> Tensor:
     """The one law of motion on one tensor: weight + plasticity * (target - weight).
 
@@ -324,6 +343,11 @@ def _fit(where: str, given: Mapping[str, Tensor], known: Mapping[str, Tensor]) -
 def _check(model: object, inputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError("Network.of(model)", "a torch module", type(model).__name__)
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        where = f"Network.of(model).{scripted[0]}" if scripted[0] else "Network.of(model)"
+        remedy = "Give the Python module that it was made from, or export that by torch.export."
+        raise InputError(where, "a module whose operations can be watched", "TorchScript", remedy)
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise InputError(
@@ -351,4 +375,14 @@ def _skeleton(model: nn.Module) -> nn.Module:
         )
     for buffer in model.buffers():
         empty[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, empty).eval()
+    for module in model.modules():
+        for value in vars(module).values():
+            for kept in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+                if isinstance(kept, Tensor) and kept.grad_fn is not None:
+                    empty[id(kept)] = kept.detach()  # of an earlier pass; torch refuses to copy it with its graph
+    try:
+        return copy.deepcopy(model, empty).eval()
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as problem:
+        got = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}"
+        remedy = "Take out of the module what cannot be copied (locks, files, processes, compiled code)."
+        raise InputError("Network.of(model)", "a module that can be copied", got, remedy) from problem

@@ -9,20 +9,23 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planaria.core.devices import mixed_precision
-from planaria.core.errors import InputError, nearest
+from planaria.core.errors import InputError, PlanariaError, nearest
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one tensor, a tuple of positional ones, or a mapping of keyword arguments."""
 
 LABELS = frozenset(["labels", "label", "label_ids"])
 """Entries of a batch that are no inputs: targets, by the names that Hugging Face gives them."""
+
+_NAMED = 12
+"""Arguments that a message names."""
 
 PREFERRED = "logits"
 """Entry of a model's outputs that is taken where it is there and none is named."""
@@ -46,6 +49,11 @@ class Part:
     def size(self) -> int:
         """Numbers per example."""
         return math.prod(self.shape)
+
+
+def _kind(part: Part) -> str:
+    """A type that goes without saying is not said: whole numbers."""
+    return "" if part.dtype == torch.int64 else f" {str(part.dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class Layout:
         return dict(zip(self.names, found, strict=True)) if self.names else tuple(found)
 
     def __str__(self) -> str:
-        return ", ".join(f"{part.name or at} {list(part.shape)}" for at, part in enumerate(self.parts))
+        return ", ".join(f"{part.name or at} {list(part.shape)}{_kind(part)}" for at, part in enumerate(self.parts))
 
 
 @dataclass(frozen=True)
@@ -148,12 +156,14 @@ class Port:
             floating-point numbers.
         left_out: Names in the layout that the model's forward does not take.
         autocast: Type that products are computed in instead of the weights' own; see `Network.with_autocast`.
+        open: Names that the model's forward also takes, and the layout does not give.
     """
 
     layout: Layout | None = None
     output: str | int | None = None
     left_out: tuple[str, ...] = ()
     autocast: torch.dtype | None = None
+    open: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @staticmethod
     def of(model: Callable[..., Any], inputs: Inputs, output: str | int | None = None, where: str = "inputs") -> Port:
@@ -173,7 +183,8 @@ class Port:
             Port(layout=None, output=None, left_out=(), autocast=None)
         """
         layout = Layout.of(inputs, where)
-        return Port(layout, output, _left_out(model, layout))
+        left_out, not_given = _fitted(model, layout)
+        return Port(layout, output, left_out, open=not_given)
 
     def rows(self, inputs: Inputs) -> Tensor:
         """Inputs as one tensor of rows; rows stay as they are.
@@ -196,16 +207,25 @@ class Port:
         return self.layout.pack(inputs)
 
     def __call__(self, model: Callable[..., Any], rows: Tensor) -> Any:
-        """Call the model with rows, and take the output that counts."""
-        with mixed_precision(rows.device, self.autocast):
-            if self.layout is None:
-                returned = model(rows)
-            else:
-                given = self.layout.unpack(rows)
-                if isinstance(given, dict):
-                    returned = model(**{name: part for name, part in given.items() if name not in self.left_out})
+        """Call the model with rows, and take the output that counts.
+
+        Raises:
+            InputError: The model needs arguments that are not given, or numbers (of tokens, say) of which it has fewer.
+        """
+        given = rows if self.layout is None else self.layout.unpack(rows)
+        if isinstance(given, dict):
+            given = {name: part for name, part in given.items() if name not in self.left_out}
+        try:
+            with mixed_precision(rows.device, self.autocast):
+                if isinstance(given, Tensor):
+                    returned = model(given)
                 else:
-                    returned = model(*given)
+                    returned = model(**given) if isinstance(given, dict) else model(*given)
+        except (IndexError, TypeError, ValueError) as problem:
+            complaint = _out_of_range(problem, given) or _lacking(problem, given, self.open)
+            if complaint is None:
+                raise
+            raise complaint from problem
         found = returned if isinstance(returned, Tensor) and self.output is None else chosen(returned, self.output)
         return found if self.autocast is None else found.float()  # losses and scores take single precision
 
@@ -246,11 +266,42 @@ def chosen(returned: Any, output: str | int | None = None) -> Tensor:
     raise InputError("the model's outputs", expected, got, remedy)
 
 
+_Given = Tensor | dict[str, Tensor] | tuple[Tensor, ...]
+
+
+def _out_of_range(problem: Exception, given: _Given) -> InputError | None:
+    """The complaint about whole numbers for which a model has no rows, where its error may be about these."""
+    named = given.items() if isinstance(given, dict) else enumerate([given] if isinstance(given, Tensor) else given)
+    whole = [(name, part) for name, part in named if part.numel() and not part.is_floating_point()]
+    if not isinstance(problem, IndexError) or not whole:
+        return None
+    spans = ", ".join(f"{name} from {int(part.min())} to {int(part.max())}" for name, part in whole)
+    expected = "numbers that the model has rows for in its tables"
+    remedy = "Take the tokenizer that the model was trained with, and texts no longer than it allows."
+    return InputError("the model's inputs", expected, f"{spans} ({_said(problem)})", remedy)
+
+
+def _lacking(problem: Exception, given: _Given, others: tuple[str, ...]) -> InputError | None:
+    """The complaint about arguments that have defaults, so that only the model knows that it needs them."""
+    if isinstance(problem, PlanariaError | IndexError) or not others or not isinstance(given, dict):
+        return None
+    more = ", ".join([*others[:_NAMED], *(["..."] if len(others) > _NAMED else [])])
+    remedy = f"Its forward also takes {more}: give what it needs by name."
+    return InputError("the model's inputs", "all that it needs", f"{', '.join(given)} ({_said(problem)})", remedy)
+
+
+def _said(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}"
+
+
 def _at(returned: Any, output: str | int) -> Any:
     if isinstance(returned, Mapping):
-        return returned.get(output)
+        if not isinstance(output, int) or output in returned:
+            return returned.get(output)
+        returned = tuple(returned.values())
     if isinstance(output, int):
-        return returned[output] if isinstance(returned, (tuple, list)) and output < len(returned) else None
+        inside = isinstance(returned, (tuple, list)) and -len(returned) <= output < len(returned)
+        return returned[output] if inside else None
     return getattr(returned, output, None)
 
 
@@ -294,12 +345,12 @@ def _tensor(part: Any, where: str) -> Tensor:
         raise InputError(where, "a tensor [examples, ...]", got, "Convert it, and pad it to one length.") from problem
 
 
-def _left_out(model: Callable[..., Any], layout: Layout | None) -> tuple[str, ...]:
-    """Names that the model's forward does not take; complains about those it needs and does not get."""
+def _fitted(model: Callable[..., Any], layout: Layout | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that the model's forward does not take, and those it could take besides; complains about what it needs."""
     try:
         parameters = inspect.signature(getattr(model, "forward", model)).parameters
     except (TypeError, ValueError):
-        return ()  # builtins have none
+        return (), ()  # builtins have none
     kinds = inspect.Parameter
     plain = [p for p in parameters.values() if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
     by_place = [p.name for p in plain if p.kind is not kinds.KEYWORD_ONLY]
@@ -314,6 +365,7 @@ def _left_out(model: Callable[..., Any], layout: Layout | None) -> tuple[str, ..
         raise InputError(where, f"the arguments {', '.join(missing)} too", got, remedy)
     if positional > len(by_place) and not any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values()):
         raise InputError(where, f"at most {len(by_place)} tensors", positional, "Leave out the others.")
+    besides = tuple(p.name for p in plain if p.name not in given and p.name not in LABELS)
     if any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
-        return ()
-    return tuple(name for name in names if name not in {p.name for p in plain})
+        return (), besides
+    return tuple(name for name in names if name not in {p.name for p in plain}), besides

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from planaria.core.anatomy import Anatomy, Group, Slices, Unit
 from planaria.core.errors import InputError
-from planaria.core.graph import Watch, run
+from planaria.core.graph import Watch, run, way
 from planaria.core.network import Network
 from planaria.core.trees import Entries
 
@@ -327,7 +327,7 @@ def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, 
         net = net.to("cpu")  # where it is, torch computes some of them by an operation that does not show them
     sums = {group.layer: torch.zeros(group.count + 1, dtype=torch.float64) for group in groups}
     counts = {layer: torch.zeros_like(total) for layer, total in sums.items()}
-    length = 0
+    known: tuple[int, tuple[str, ...]] | None = None
     gates: dict[str, list[tuple[str, Tensor]]] = {}
 
     def listen(tag: str, args: tuple[Any, ...], output: Any) -> None:
@@ -339,9 +339,11 @@ def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, 
             counts[layer].index_add_(0, unit, torch.ones_like(said))
 
     for part in inputs.to(net.device).split(PART):
-        # Labels are as large as the activations they belong to, so a last, smaller part has labels of its own.
-        if len(part) != length:
-            length, gates = len(part), {}
+        # Labels are as large as the activations they belong to, so a last, smaller part has labels of its own; and so
+        # has one that takes another way through the network.
+        kind = (len(part), way(net, part))
+        if kind != known:
+            known, gates = kind, {}
             for group in Anatomy.of(net, part).groups:
                 for tag, labels in group.gates if group.layer in sums else ():
                     gates.setdefault(tag, []).append((group.layer, labels))

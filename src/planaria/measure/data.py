@@ -118,12 +118,12 @@ class Data:
         else:
             rows = _rows(source, where)
             ys = [_tensor(y, f"{where}.targets") for _, y in rows]
-            firsts = [_tensor(_first(x), f"{where}.inputs") for x, _ in rows]
+            firsts = [_tensor(*_first(x, f"{where}.inputs")) for x, _ in rows]
             batches = _are_batches(source, firsts, ys)
             layout = None
             xs = firsts
-            if isinstance(rows[0][0], Mapping | tuple | list):
-                packed = [_packed(x if batches else _alone(x), f"{where}.inputs") for x, _ in rows]
+            if _are_several(rows[0][0]):
+                packed = [_packed(x if batches else _alone(x, f"{where}.inputs"), f"{where}.inputs") for x, _ in rows]
                 layout = packed[0][1]
                 if wrong := [other for _, other in packed if other != layout]:
                     raise InputError(f"{where}.inputs", f"examples of one form: {layout}", f"{wrong[0]}", "Pad them.")
@@ -217,25 +217,31 @@ def _labelled(row: Mapping[Any, Any], where: str) -> tuple[object, object]:
 
 def _packed(inputs: Any, where: str) -> tuple[Tensor, Layout | None]:
     """Inputs as one tensor, and how several lie in it."""
-    several = isinstance(inputs, Mapping) or (
-        isinstance(inputs, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in inputs)
-    )
-    layout = Layout.of(inputs, where) if several else None
+    layout = Layout.of(inputs, where) if _are_several(inputs) else None
     return (_tensor(inputs, where), None) if layout is None else (layout.pack(inputs, where), layout)
 
 
-def _alone(example: Any) -> Any:
+def _are_several(inputs: Any) -> bool:
+    """Whether inputs are several tensors; a list of numbers is one."""
+    if isinstance(inputs, Mapping):
+        return True
+    return isinstance(inputs, tuple | list) and all(isinstance(part, Tensor | np.ndarray) for part in inputs)
+
+
+def _alone(example: Any, where: str) -> Any:
     """The arguments for one example as those for a batch of one."""
     if isinstance(example, Mapping):
-        return {name: None if part is None else torch.as_tensor(part)[None] for name, part in example.items()}
-    return tuple(torch.as_tensor(part)[None] for part in example)
+        given = {name: part for name, part in example.items() if part is not None}
+        return {name: _tensor(part, f"{where}[{name!r}]")[None] for name, part in given.items()}
+    return tuple(_tensor(part, f"{where}[{at}]")[None] for at, part in enumerate(example))
 
 
-def _first(inputs: Any) -> object:
-    """The first tensor of what a model is called with."""
+def _first(inputs: Any, where: str) -> tuple[object, str]:
+    """The first tensor of what a model is called with, and its name."""
     if isinstance(inputs, Mapping):
-        return next((part for part in inputs.values() if part is not None), ())
-    return inputs[0] if isinstance(inputs, tuple | list) and inputs and hasattr(inputs[0], "shape") else inputs
+        return next(((part, f"{where}[{name!r}]") for name, part in inputs.items() if part is not None), ((), where))
+    several = isinstance(inputs, tuple | list) and inputs and hasattr(inputs[0], "shape")
+    return (inputs[0] if several else inputs), where
 
 
 def _is_pair(value: object) -> bool:
@@ -267,7 +273,7 @@ def _tensor(value: object, where: str) -> Tensor:
             where,
             "numbers in one array",
             f"{type(value).__name__} ({problem})",
-            "Convert it to a tensor or an array.",
+            "Convert it to a tensor or an array, or leave it out.",
         ) from problem
 
 
@@ -293,7 +299,7 @@ def _rows(source: object, where: str) -> list[tuple[object, object]]:
             where,
             "Data, (inputs, targets), a Dataset, or batches of (inputs, targets)",
             got,
-            "Return pairs, for example a DataLoader whose batches are (x, y).",
+            "Return pairs, for example a DataLoader whose batches are (x, y), or ((a, b), y) for two inputs.",
         )
     return rows
 

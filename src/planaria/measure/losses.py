@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from planaria.core.errors import InputError
 from planaria.measure.labels import IGNORED, class_scores
 from planaria.measure.scores import same_shape
 
@@ -23,7 +24,7 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        InputError: The shapes do not fit.
+        InputError: The shapes do not fit, or there are labels without an output.
 
     Example:
         >>> import torch
@@ -34,7 +35,13 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     """
     if labels.is_floating_point():
         return nn.functional.cross_entropy(outputs, labels)
-    return nn.functional.cross_entropy(class_scores(outputs, labels), labels, ignore_index=IGNORED)
+    scores = class_scores(outputs, labels)
+    try:
+        return nn.functional.cross_entropy(scores, labels, ignore_index=IGNORED)
+    except IndexError as problem:
+        expected = f"labels from 0 to {scores.shape[1] - 1}, one output of the network for each"
+        remedy = "Give the network one output per class."
+        raise InputError("targets", expected, f"up to {int(labels.max())}", remedy) from problem
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:

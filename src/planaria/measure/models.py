@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from planaria.core.errors import InputError, nearest
+from planaria.core.network import unwrapped
 from planaria.core.port import Port
 from planaria.core.streams import stream
 from planaria.measure.hub import LIBRARIES, code_in_folder, from_folder, from_library, is_hub_folder
@@ -229,7 +230,7 @@ def load(
                 f"{nearest(name, NAMES)} Or name a factory: path/file.py:function; a Hugging Face folder: hf:FOLDER."
             )
             raise InputError("--model", "a known network or a factory", repr(text), remedy)
-        return Loaded(_users(text, width))
+        return Loaded(unwrapped(_users(text, width)))
 
 
 _LOADED = ("folder", "file", *LIBRARIES)

@@ -195,7 +195,7 @@ class Task:
                 raise
             raise InputError(
                 f"network on task {self.name!r}",
-                f"one that takes {batch.dtype} inputs of shape {list(batch.shape[1:])}",
+                f"one that takes {self.train.layout or f'{batch.dtype} inputs of shape {list(batch.shape[1:])}'}",
                 f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}",
                 "Bring the task's inputs to the shape the network was trained on.",
             ) from problem

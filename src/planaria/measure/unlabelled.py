@@ -116,7 +116,7 @@ class Unlabelled:
         classes = None
         targets = {part: answer.to(self.splits[part].inputs.device) for part, answer in outputs.items()}
         if way == "agreement":
-            axis = _class_axis(outputs["train"], self.splits["train"])
+            axis = class_axis(outputs["train"], self.splits["train"])
             classes = outputs["train"].shape[axis]
             targets = {part: _asked(answer.argmax(axis), self.splits[part]) for part, answer in targets.items()}
         given = {part: replace(data, targets=targets[part]) for part, data in self.splits.items()}
@@ -147,8 +147,20 @@ class Unlabelled:
         return f"<Unlabelled {self.name!r}: {sizes}>"
 
 
-def _class_axis(outputs: Tensor, data: Data) -> int:
-    """Dimension of the class scores: 1, or the last one where the dimensions before it are those of the inputs."""
+def class_axis(outputs: Tensor, data: Data) -> int:
+    """Dimension of the class scores: 1, or the last one where the dimensions before it are those of the inputs.
+
+    Args:
+        outputs: Of a network, [N, ...].
+        data: Its inputs.
+
+    Raises:
+        InputError: Fewer than two classes, or shapes that do not tell.
+
+    Example:
+        >>> class_axis(torch.zeros(2, 5, 9), Data(torch.zeros(2, 5).long(), torch.zeros(2, 5).long()))
+        2
+    """
     remedy = "Use score=similarity, which compares the numbers themselves."
     if outputs.ndim < 2 or outputs.shape[1:].numel() < 2:
         raise InputError("the network's answers", "scores of two classes or more", list(outputs.shape), remedy)

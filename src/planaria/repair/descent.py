@@ -22,8 +22,8 @@ from planaria.core.errors import AnatomyError, InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network, law
+from planaria.core.reasons import UNUSED
 from planaria.core.streams import lend, stream
-from planaria.core.survey import UNUSED
 from planaria.core.trees import Weights
 from planaria.sweep.compact import TOLERANCE, Compact, compact
 from planaria.sweep.gemm import DEFAULT, fast_products, fastest_route

@@ -16,6 +16,7 @@ from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 from planaria.measure.task import FORWARD_BATCH, Data, Loss, Task, mse
+from planaria.measure.unlabelled import class_axis
 from planaria.repair.retrain import Adam, Optimiser, Retrain
 
 
@@ -28,11 +29,13 @@ class Distil:
         mean (f - f*)^2                                     without a temperature, for any network
         T^2 sum_c s(f*/T) (log s(f*/T) - log s(f/T))        with one, for class scores; s is the softmax over classes
 
+    of sequences the mean over all positions.
+
     The intact outputs are computed once, in eval mode, and are in the first moment's ledger. Labels are never read.
 
     Args:
         teacher: The intact network.
-        inputs: Unlabelled inputs [examples, ...].
+        inputs: Unlabelled inputs [examples, ...], or as the network takes them.
         optimiser: As for Retrain.
         batch: Examples per update, at least 1; at most all inputs are used.
         temperature: T of the second distance, above 0. For classifiers 4 is better than none: 100 updates after a refit
@@ -44,7 +47,8 @@ class Distil:
 
     Raises:
         InputError: If there are no inputs, one of them or an output is not finite, batch or temperature is no positive
-            number, or there is a temperature and the outputs are no class scores [examples, classes, ...].
+            number, or there is a temperature and the outputs are no class scores [examples, classes, ...] or
+            [examples, ..., classes].
 
     Source: Hinton, Vinyals and Dean, 2015; with squared errors of the outputs as in Ba and Caruana, 2014.
 
@@ -66,6 +70,7 @@ class Distil:
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", self.teacher.port.rows(self.inputs))
         finite = not self.inputs.is_floating_point() or bool(self.inputs.isfinite().all())
         if self.inputs.ndim == 0 or len(self.inputs) == 0 or not finite:
             raise InputError("Distil.inputs", "inputs [examples, ...], at least one, all finite", "others")
@@ -82,8 +87,8 @@ class Distil:
             outputs = [self.teacher.to(net.device)(part) for part in inputs.split(FORWARD_BATCH)]
         if not all(isinstance(part, Tensor) and bool(part.isfinite().all()) for part in outputs):
             raise InputError("Distil.teacher", "a network whose outputs are one tensor, all finite", "another")
-        data = Data(inputs, torch.cat(outputs))
-        task = Task.of("distillation", data, data, validation=data, loss=self._loss(data.targets), score="r2")
+        data = Data(inputs, torch.cat(outputs), self.teacher.port.layout)
+        task = Task.of("distillation", data, data, validation=data, loss=self._loss(data), score="r2")
         asked = Cost(
             examples=len(inputs),
             forward_passes=len(outputs),
@@ -93,18 +98,19 @@ class Distil:
         for moment in Retrain(task, self.optimiser, self.batch, self.horizon)(net, rng):
             yield moment.at(asked + replace(moment.cost, labels=0))
 
-    def _loss(self, intact: Tensor) -> Loss:
+    def _loss(self, data: Data) -> Loss:
         temperature = self.temperature
         if temperature is None:
             return mse
-        if intact.ndim < 2 or intact.shape[1] < 2:
-            raise InputError(
-                "Distil.temperature", "None for a network without class scores", temperature, "Leave it out."
-            )
+        try:
+            axis = class_axis(data.targets, data)
+        except InputError as problem:
+            expected = f"None for a network without class scores ({problem.expected})"
+            raise InputError("Distil.temperature", expected, temperature, "Leave it out.") from None
 
         def softened(outputs: Tensor, targets: Tensor) -> Tensor:
-            said, meant = (log_softmax(scores / temperature, 1) for scores in (outputs, targets))
-            return temperature**2 * (meant.exp() * (meant - said)).sum(1).mean()
+            said, meant = (log_softmax(scores / temperature, axis) for scores in (outputs, targets))
+            return temperature**2 * (meant.exp() * (meant - said)).sum(axis).mean()
 
         return softened
 

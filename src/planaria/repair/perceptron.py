@@ -211,7 +211,9 @@ def _names(net: Network, inputs: Tensor) -> Names | None:
     kind = tensors[-1].dtype
     fit = flat and inputs.is_contiguous() and len(inputs.flatten(1)[0]) == net.weights[names[0][0]].shape[1]
     alike = kind.is_floating_point and all(tensor.dtype == kind for tensor in tensors)
-    mixed = net.port.autocast is not None or torch.is_autocast_enabled(net.device.type)
+    device = net.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    mixed = mixed or net.port.autocast is not None
     return names if fit and alike and not mixed else None
 
 

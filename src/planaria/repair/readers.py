@@ -21,12 +21,15 @@ from planaria.repair.reader import Junction, Norm, Reader, read_by
 WIDEST = 8192
 """Largest number of inputs of a reader whose moments are kept (512 MiB in double precision)."""
 
+STRAYS = "the data decide which layers run, or how often, so that what it reads cannot be followed"
+"""Why nothing is refitted where inputs take another way through the network than its example inputs."""
+
 _IN_ORDER = frozenset(["view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "clone", "alias", "_to_copy"])
 """Rearrangements that leave all entries in their order."""
 
 
 Found = tuple[Mapping[str, Reader], Mapping[str, str]]
-_KNOWN: WeakKeyDictionary[nn.Module, dict[int, Found]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[int, str, torch.dtype | None], Found]] = WeakKeyDictionary()
 
 
 def readers(net: Network, examples: int = 2) -> Found:
@@ -47,11 +50,11 @@ def readers(net: Network, examples: int = 2) -> Found:
             "readers(net)", "a network with example inputs", "none", "Build it by Network.of(model, inputs)."
         )
     count = min(examples, 2)
-    known = _KNOWN.setdefault(net.module, {})
-    if count not in known:
+    known, place = _KNOWN.setdefault(net.module, {}), (count, net.device.type, net.port.autocast)
+    if place not in known:  # elsewhere torch runs other operations
         like = torch.cat([net.inputs, net.inputs])[:count]
-        known[count] = find(trace(net, like), frozenset(net.buffers))
-    return known[count]
+        known[place] = find(trace(net, like), frozenset(net.buffers))
+    return known[place]
 
 
 def find(graph: Graph, buffers: frozenset[str] = frozenset()) -> Found:
@@ -107,7 +110,6 @@ def rows_of(net: Network, found: Mapping[str, Reader], inputs: Tensor) -> tuple[
     few = inputs[:3]
     seen: dict[str, list[Tensor]] = {}
     at_work, _ = readers(net, len(few))
-    flat = [name for name, reader in found.items() if not isinstance(reader.form, Patches)]
     flat = [name for name, reader in found.items() if not isinstance(reader.form, Patches)]
     watched = {name: at_work[name] for name in flat if name in at_work}
     order = dict.fromkeys(found.keys() - watched.keys(), "together")

@@ -18,7 +18,6 @@ matrices, and the recurrent weights of LSTMs and GRUs, which are read at every s
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -26,15 +25,16 @@ import torch
 from torch import Generator, Tensor
 
 from planaria.core.anatomy import Anatomy, Unit, silence
+from planaria.core.devices import clock
 from planaria.core.errors import InputError
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
 from planaria.repair.fits import LayerFit, heard_by, table
 from planaria.repair.reader import Reader
-from planaria.repair.readers import readers
+from planaria.repair.readers import STRAYS, readers
 from planaria.repair.ridge import solve
 from planaria.repair.sequential import Teacher as Teacher
-from planaria.repair.sequential import dead_features, from_teacher, units_read
+from planaria.repair.sequential import astray, dead_features, from_teacher, units_read
 from planaria.repair.sidecar import Sidecar, agree, wide
 
 
@@ -72,12 +72,22 @@ class Refit:
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """One moment: the refitted network."""
         del rng
-        start = time.process_time()
+        start = clock(net.device)
         if isinstance(self.source, Sidecar):
             moved, _, cost = _from_sidecar(net, self.source, self.ridge)
         else:
             moved, _, cost = from_teacher(net, self.source, self.ridge)
-        yield Moment(moved, cost + Cost(seconds=time.process_time() - start))
+        yield Moment(moved, cost + Cost(seconds=clock(net.device) - start))
+
+    def fits(self, net: Network) -> tuple[LayerFit, ...]:
+        """What the refit makes good in each layer, in the order in which it goes through them.
+
+        Args:
+            net: The damaged network.
+        """
+        if isinstance(self.source, Sidecar):
+            return _from_sidecar(net, self.source, self.ridge)[1]
+        return from_teacher(net, self.source, self.ridge, report=True)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +136,8 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
 
     Example:
         >>> from torch import nn
-        >>>         >>> inputs = torch.randn(64, 2, generator=stream(0, "inputs"))
+        >>> from planaria.core.streams import stream
+        >>> inputs = torch.randn(64, 2, generator=stream(0, "inputs"))
         >>> net = Network.of(nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1)), inputs)
         >>> refit(net, [Unit("0", 4)], Sidecar.of(net, inputs)).refitted
         ('2.weight', '2.bias')
@@ -139,12 +150,12 @@ def refit(net: Network, lesion: Iterable[Unit], source: Sidecar | Teacher, *, ri
         source = _completed(source, net, slices.outgoing)
     hurt = silence(net, slices.all) if units else net
     ridge = Refit(source, ridge).ridge  # which checks it
-    start = time.process_time()
+    start = clock(net.device)
     if isinstance(source, Sidecar):
         moved, fits, cost = _from_sidecar(hurt, source, ridge)
     else:
         moved, fits, cost = from_teacher(hurt, source, ridge, report=True)
-    cost = cost + Cost(seconds=time.process_time() - start)
+    cost = cost + Cost(seconds=clock(net.device) - start)
     changed = tuple(n for n, w in moved.weights.items() if not torch.equal(w, hurt.weights[n]))
     unrepaired = unread(hurt, source, (unit.layer for unit in units))
     return Refitted(moved, changed, unrepaired, fits, cost)
@@ -160,6 +171,8 @@ def unread(net: Network, source: Sidecar | Teacher, layers: Iterable[str]) -> di
     """
     by_name = {group.layer: group for group in Anatomy.of(net).groups}
     if isinstance(source, Teacher):
+        if astray(net, source):
+            return dict.fromkeys(layers, STRAYS)
         # Every product behind the damage is refitted: what the one cannot make up for, the next may.
         _, refused = readers(net)
         known = {layer: [name for name in by_name[layer].readers if name in refused] for layer in layers}

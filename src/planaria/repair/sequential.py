@@ -11,7 +11,7 @@ from torch import Tensor
 
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError
-from planaria.core.graph import Watch, forward_multiply_adds, run
+from planaria.core.graph import Watch, forward_multiply_adds, run, strays
 from planaria.core.motion import Cost
 from planaria.core.network import Network
 from planaria.repair.fits import LayerFit, Sums, heard_by
@@ -32,14 +32,17 @@ class Teacher:
 
     Args:
         net: The intact network.
-        inputs: Unlabelled inputs [examples, ...]; `dream` makes some where there are none. All are run at once:
-            memory holds every product's outputs.
+        inputs: Unlabelled inputs [examples, ...], or as the network takes them; `dream` makes some where there are
+            none. All are run at once: memory holds every product's outputs.
         importance: Weight of each input [examples], at least 0; by default all the same.
     """
 
     net: Network
     inputs: Tensor
     importance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", self.net.port.rows(self.inputs))
 
     def __repr__(self) -> str:
         return f"<Teacher: {len(self.inputs)} unlabelled inputs>"
@@ -58,6 +61,8 @@ def from_teacher(
     importance = checked_importance("Teacher.importance", teacher.importance, inputs)
     net = net if net.inputs is not None else net.with_inputs(inputs)
     found, _ = readers(net, len(inputs))
+    if astray(net, teacher):
+        found = {}
     several = needed(found)
     order, looked = rows_of(intact, found, inputs) if several or importance is not None else ({}, Cost())
     program = program_for(intact, found, inputs)
@@ -77,6 +82,12 @@ def from_teacher(
     work = repair.passes * len(inputs) * forward + repair.work
     cost = Cost(examples=len(inputs), forward_passes=repair.passes, multiply_adds=work)
     return repair.net, tuple(repair.fits), cost + looked + spent
+
+
+def astray(net: Network, teacher: Teacher) -> bool:
+    """Whether the teacher's inputs take another way through it, or through the network, than the example inputs."""
+    inputs = teacher.inputs.to(net.device)
+    return any(strays(each.with_inputs(inputs), inputs) for each in (teacher.net.to(net.device), net))
 
 
 def _check(net: Network, intact: Network, inputs: Tensor) -> None:
@@ -292,9 +303,12 @@ class _Repair:
         ridge = 0.0
         if not size(before):
             return
-        problem = self._ideal(reader, lost)
+        # Dead units whose weights in the reader are not known, because it is tied: what they said is lost as well.
+        silent = lost | (before.moment.diagonal(dim1=1, dim2=2)[:, :-1] == 0)
+        problem, free = self._ideal(reader, silent), heard.clone()
+        free[:, :-1] &= ~silent[:, :, None]
         for _ in range(ROUNDS):
-            change, used = self._solved(problem, heard)
+            change, used = self._solved(problem, free)
             kept = reader.matrix(self.net.weights) * ~lost[:, :, None]
             tried = self.net.move(reader.targets(self.net, kept + change[:, :-1], change[:, -1]))
             found = self._watched(reader, tried, lost)
@@ -304,7 +318,7 @@ class _Repair:
             best = problem = found
         gone, living = units_read(self.lesson.anatomy, self._dead, reader)
         errors = (before.error(heard), best.error(heard))
-        self.fits.append(LayerFit(reader.weight, gone, living, int(best.weight), ridge, *errors, held_out=False))
+        self.fits.append(LayerFit(reader.weight, gone, living, round(best.weight), ridge, *errors, held_out=False))
 
     def _ideal(self, reader: Reader, lost: Tensor) -> Sums:
         """The least-squares problem over all calls, if living units did what they do in the intact network."""

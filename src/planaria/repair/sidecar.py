@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 
 from planaria.core.anatomy import Anatomy
+from planaria.core.devices import clock
 from planaria.core.errors import InputError
-from planaria.core.graph import forward_multiply_adds, run
+from planaria.core.graph import forward_multiply_adds, run, strays
 from planaria.core.motion import Cost
 from planaria.core.network import Network
 from planaria.core.port import Inputs, Layout
@@ -32,7 +32,7 @@ from planaria.measure.weights import pack_weights, read_tensors
 from planaria.repair.forms import Patches
 from planaria.repair.packing import Factor, eight_bits, one_line, prints_of, ranks_for
 from planaria.repair.reader import Reader
-from planaria.repair.readers import readers, rows_of, spread, watch
+from planaria.repair.readers import STRAYS, readers, rows_of, spread, watch
 from planaria.repair.relevance import needed, program_for, relevance
 
 SHARE, CONVOLUTIONAL_SHARE = 0.15, 0.5
@@ -78,12 +78,12 @@ class Sidecar:
     cost: Cost = field(default=Cost())
 
     @staticmethod
-    def of(net: Network, inputs: Tensor, importance: Tensor | None = None, *, batch: int = 256) -> Sidecar:
+    def of(net: Network, inputs: Inputs, importance: Tensor | None = None, *, batch: int = 256) -> Sidecar:
         """Take the moments of an intact network.
 
         Args:
             net: The intact network.
-            inputs: Unlabelled inputs [examples, ...]; a thousand are usually enough.
+            inputs: Unlabelled inputs [examples, ...], or as the network takes them; a thousand are usually enough.
             importance: Weight of each input in the moments [examples], at least 0; by default all the same. `doubt`
                 gives good ones for classifiers. Where an input has several rows, tokens or positions, each counts as
                 much as the outputs depend on it, see `planaria.repair.relevance`.
@@ -100,14 +100,16 @@ class Sidecar:
         """
         if len(inputs) == 0:
             raise InputError("Sidecar.of(inputs)", "at least one input", "none")
-        start = time.process_time()
+        start = clock(net.device)
         net = net if net.inputs is not None else net.with_inputs(inputs)
-        inputs = inputs.to(net.device)
+        inputs = net.port.rows(inputs).to(net.device)
         found, refused = readers(net)
         heard = {name for group in Anatomy.of(net).groups for name in group.owners["outgoing"]}
         found = {name: reader for name, reader in found.items() if name in heard}
         each = checked_importance("Sidecar.of(importance)", importance, inputs)
         _try(net, inputs)
+        if any(strays(net, part) for part in inputs.split(batch)):
+            refused, found = refused | dict.fromkeys(found, STRAYS), {}
         order, looked = ({}, Cost()) if each is None and not needed(found) else rows_of(net, found, inputs)
         program = program_for(net, found, inputs)
         sums: dict[str, Tensor] = {}
@@ -148,7 +150,7 @@ class Sidecar:
             examples=len(inputs),
             forward_passes=-(-len(inputs) // batch),
             multiply_adds=len(inputs) * forward_multiply_adds(net, inputs) + work,
-            seconds=time.process_time() - start,
+            seconds=clock(net.device) - start,
         )
         names = [*moments, *(r.bias for n, r in found.items() if n in moments and r.bias is not None)]
         return Sidecar(

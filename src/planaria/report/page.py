@@ -28,7 +28,7 @@ from planaria.report import (
 )
 from planaria.report.figures import ledger_figure, rescue_figure, response_figure, summary_figure
 from planaria.report.reading import DASH, Document, Notation, count, doses, evenly, number, part, records
-from planaria.report.tables import Table, cards, comparison, portrait
+from planaria.report.tables import Table, cards, comparison, fits, portrait
 from planaria.report.terms import terms
 from planaria.report.words import headline, name_of, verdict
 
@@ -92,6 +92,7 @@ def render(document: Document, *, folder: Path | None = None) -> str:
         "left_out": len(doses(compared)) - len(shown),
         "table": comparison(compared),
         "portrait": portrait(document),
+        "fits": fits(document),
         "meanings": _pairs(settings.get("meanings")),
         "settings": _pairs({key: value for key, value in settings.items() if key != "meanings"}),
         "run": _run(document),

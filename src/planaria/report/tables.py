@@ -36,7 +36,7 @@ Cell = dict[str, Any]
 Table = dict[str, Any]
 
 # Beyond these the page would be unreadable; the complete rows are in results.csv beside it.
-_DOSES, _REPAIRS, _KEPT = 12, 24, 20
+_DOSES, _REPAIRS, _KEPT, _FITS = 12, 24, 20, 400
 
 
 def cell(value: str, interval: str = "", *, colour: str = "", best: bool = False, span: int = 1) -> Cell:
@@ -148,6 +148,26 @@ def comparison(document: Document) -> dict[str, Any]:
         "many": len(repairs(document)) > 1,
         "score": f"{say.score_word} on the test split{', %' if say.percent else ''}",
     }
+
+
+def fits(document: Document) -> Table | None:
+    """What the closed forms make good in each layer; None where none was measured.
+
+    Args:
+        document: A `rescue` result.
+    """
+    blocks: dict[str, list[list[Cell]]] = {}
+    for fit in records(document.get("fits"))[:_FITS]:
+        line = [cell(str(fit.get("reader")))]
+        line += [cell(count(number(fit.get(key)))) for key in ("dead", "living")]
+        line += [cell(share(number(fit.get(key)))) for key in ("before", "after")]
+        line += [
+            cell("held-out inputs" if fit.get("held_out") else "its own inputs"),
+            cell(count(number(fit.get("rows")))),
+        ]
+        blocks.setdefault(f"{fit.get('repair')}, dose {fit.get('dose')}", []).append(line)
+    heads = ["weights that read the units", "dead", "living", "error before", "after", "on", "rows"]
+    return table(heads, list(blocks.items())) if blocks else None
 
 
 def _updates(estimate: object) -> dict[str, str]:

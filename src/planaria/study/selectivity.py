@@ -18,7 +18,7 @@ from torch import Tensor
 
 from planaria.core.anatomy import Anatomy, Group
 from planaria.core.errors import InputError
-from planaria.core.graph import Watch, run
+from planaria.core.graph import Watch, run, strays
 from planaria.core.network import Network
 from planaria.measure.data import Data
 from planaria.measure.task import FORWARD_BATCH
@@ -96,12 +96,18 @@ def responses(net: Network, data: Data, layers: Sequence[str]) -> Responses:
     groups = {group.layer: group for group in Anatomy.of(net).groups}
     program = Program.of(net)
     known: dict[str, Tensor] = {}
-    if not isinstance(program, str):
+    if not isinstance(program, str) and _holds(program, net, data.inputs.to(net.device)):
         gated = [groups[layer] for layer in layers if layer in program.gates]
         known = _replayed(program, gated, data.inputs.to(net.device))
     missing = [groups[layer] for layer in layers if layer not in known]
     watched, unknown = _watched(net, missing, data.inputs.to(net.device)) if missing else ({}, {})
     return Responses({layer: (known | watched)[layer] for layer in layers if layer not in unknown}, unknown)
+
+
+def _holds(program: Program, net: Network, inputs: Tensor) -> bool:
+    """Whether a recorded pass is that of all these inputs."""
+    parts = inputs.split(chunk_size(program, inputs.device)) if program.decided else ()
+    return all(program.holds(some, net(some)) for some in parts)
 
 
 def _replayed(program: Program, groups: Sequence[Group], inputs: Tensor) -> dict[str, Tensor]:
@@ -126,6 +132,9 @@ def _watched(net: Network, groups: Sequence[Group], inputs: Tensor) -> tuple[dic
 
     Examples lie along the one axis that grows with their number.
     """
+    if any(strays(net, some) for some in inputs.split(FORWARD_BATCH)):
+        reason = "the data decide which layers run, or how often, so that its units cannot be followed"
+        return {}, {group.layer: reason for group in groups}
     sizes = (2, 3)
     cycled = inputs[torch.arange(max(sizes), device=inputs.device) % len(inputs)]
     fresh = [{group.layer: group for group in Anatomy.of(net, cycled[:size]).groups} for size in sizes]

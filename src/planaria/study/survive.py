@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Generator
 
-from planaria.core.anatomy import Anatomy, Group, Unit, silence
+from planaria.core.anatomy import ASIDE, Anatomy, Group, Unit, silence
 from planaria.core.errors import InputError
 from planaria.core.motion import After, Budget, Cost, Flow, Moment, Settle, after, settle
 from planaria.core.network import Network
@@ -135,7 +135,7 @@ def _groups(net: Network, damage: Damage) -> tuple[Group, ...]:
     anatomy, site = Anatomy.of(net), damage.site
     if isinstance(site, RandomUnits):
         return anatomy.select(site.kinds, site.layers)
-    return tuple(group for group in anatomy.groups if group.kind != "branch")
+    return tuple(group for group in anatomy.groups if group.kind not in ASIDE)
 
 
 def _dead(net: Network, groups: Sequence[Group]) -> set[Unit]:

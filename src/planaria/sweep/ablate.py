@@ -289,8 +289,8 @@ def _classes(task: Task, data: Data | Stream, sample: Tensor) -> int | None:
 def _batches(data: Stream) -> Iterator[tuple[Tensor, Tensor]]:
     """Checked batches of a stream."""
     found = False
-    for inputs, targets in data():
-        batch = Data(inputs, targets)
+    for given in data():
+        batch = Data.of(given, "ablate(data)")
         found = True
         yield batch.inputs, batch.targets
     if not found:
@@ -417,4 +417,4 @@ def _kept(work: Work, data: Data, scorer: Score, kept: Mapping[str, Tensor]) -> 
 
 def _whole(scorer: Score) -> Score:
     """A stand-in for scores that are no mean over examples, where only outputs are asked for."""
-    return replace(scorer, per_example=lambda outputs, targets: outputs.flatten(1)[:, 0])
+    return replace(scorer, per_example=lambda outputs, targets: outputs.reshape(len(outputs), -1)[:, 0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from planaria.core.graph import Call, Graph, Value, needed_calls, trace, walk
+from planaria.core.graph import SHAPED, Call, Graph, Value, needed_calls, trace, walk
 from planaria.core.network import Network
 
 FEW, MORE = 2, 3
@@ -218,6 +218,12 @@ class _Joining:
     def add(self, at: int) -> str:
         """The next call; the reason if it cannot be replayed, else ""."""
         small, large = self._few.calls[at], self._more.calls[at]
+        if self._is_constant(small, large):
+            for value in large.outputs:
+                if value is not None:
+                    self._made.add(self._slot(value))
+                    self._held[self._slot(value)] = value.tensor
+            return ""
         reason = _obstacle(large, self._more, at)
         if reason:
             return reason
@@ -250,6 +256,16 @@ class _Joining:
             (s, m) for s, m in zip(small.outputs, large.outputs, strict=True) if s is not None and m is not None
         ]
         return ""
+
+    def _is_constant(self, small: Call, large: Call) -> bool:
+        """Whether neither inputs nor weights nor the number of examples have a part in what a call makes."""
+        made = [value for value in large.outputs if value is not None]
+        if not made or any(value.active or value.sources for value in made):
+            return False
+        if large.name not in SHAPED and any(self._slots.get(id(value)) in self._live for value in large.inputs):
+            return False
+        pairs = zip(small.outputs, large.outputs, strict=True)
+        return all(m is None or (s is not None and _equal(s.tensor, m.tensor)) for s, m in pairs)
 
     def _enter(self, value: Value) -> None:
         """Note an argument that no earlier call has made: a weight, a constant, the inputs."""
@@ -320,6 +336,10 @@ class _Joining:
             graph=self._more,
             values={at: known[key] for key, at in self._slots.items() if key in known},
         )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool(((one == other) | (one != one)).all())
 
 
 def _grown(few: torch.Size, more: torch.Size) -> int | None:
