@@ -293,7 +293,8 @@ class Call:
             value = self.args[0].tensor
             alike = torch.empty_strided(value.shape, value.stride(), dtype=torch.long, device=value.device)
             start = self.args[3] - value.storage_offset() if len(self.args) > 3 and self.args[3] is not None else 0
-            return [alike.copy_(exchanged[id(self.args[0])]).as_strided(*self.args[1:3], start)]
+            label = alike.copy_(exchanged[id(self.args[0])])
+            return [torch.as_strided(label, self.args[1], self.args[2], start)]
         moved = self.evaluate(exchanged)
         return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 

@@ -377,7 +377,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
         empty[id(buffer)] = torch.empty_like(buffer, device="meta")
     for module in model.modules():
         for value in vars(module).values():
-            for kept in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            for kept in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(kept, Tensor) and kept.grad_fn is not None:
                     empty[id(kept)] = kept.detach()  # of an earlier pass; torch refuses to copy it with its graph
     try:

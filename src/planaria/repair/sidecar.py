@@ -109,7 +109,7 @@ class Sidecar:
         each = checked_importance("Sidecar.of(importance)", importance, inputs)
         _try(net, inputs)
         if any(strays(net, part) for part in inputs.split(batch)):
-            refused, found = refused | dict.fromkeys(found, STRAYS), {}
+            refused, found = {**refused, **dict.fromkeys(found, STRAYS)}, {}
         order, looked = ({}, Cost()) if each is None and not needed(found) else rows_of(net, found, inputs)
         program = program_for(net, found, inputs)
         sums: dict[str, Tensor] = {}
