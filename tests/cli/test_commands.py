@@ -204,7 +204,7 @@ def test_units_verify_proves_every_layer(tmp_path: Path) -> None:
     assert all(check["units"] == 8 and check["difference"] < 1e-4 for check in document["verified"])
     assert json.loads((tmp_path / "units.json").read_text()) == document
     text = planaria(*args, cwd=tmp_path).out
-    assert "8 units" in text and "no units: fc2" in text
+    assert "of 8" in text and "outputs are the network's outputs): fc2" in text
 
 
 # --------------------------------------------------------------------------------------------------- doctor

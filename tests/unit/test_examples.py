@@ -17,6 +17,7 @@ import brackets_transformer
 import mnist_fc
 import planaria as pl
 import resnet8_cifar10
+from command_line import planaria
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -121,6 +122,27 @@ def test_a_rebuilt_network_takes_the_published_weights_and_every_unit_is_silence
     net = pl.Network.of(model, inputs)
     checks = pl.Anatomy.of(net).verify(net, inputs, per_layer=3)  # raises where a silencing is not exact
     assert len(checks) >= REBUILT[stem][1]
+
+
+@pytest.mark.parametrize("stem", REBUILT)
+def test_the_command_line_proves_every_unit_of_a_rebuilt_network(data_root: Path, stem: str, tmp_path: Path) -> None:
+    weights = _weights(data_root, stem)
+    tasks = {
+        "mnist_fc": "mnist",
+        "resnet8_cifar10": "cifar10?scale=raw",
+        "brackets_transformer": f"py:{FOLDER}/brackets_transformer.py:task",
+    }
+    model = f"{FOLDER}/{stem}.py:model"
+    done = planaria(
+        *("units", "--model", model, "--weights", weights, "--task", tasks[stem], "--verify", "--quick", "--json"),
+        cwd=tmp_path,
+        environment={"PLANARIA_DATA": str(data_root), "BRACKETS": str(weights.parent)},
+    )
+    assert done.code == 0, done.err
+    groups = done.document["groups"]
+    assert len(groups) >= REBUILT[stem][1] and all(group["exact"] for group in groups)
+    assert {"layer", "kind", "count", "exact", "method", "reason"} <= groups[0].keys()
+    assert {group["method"] for group in groups if group["kind"] != "embedding"} == {"slices"}
 
 
 def test_the_bracket_transformer_reads_brackets(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

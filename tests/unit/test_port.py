@@ -113,7 +113,7 @@ def test_positional_arguments_work_too() -> None:
 def test_labels_and_missing_entries_are_no_inputs() -> None:
     batch = {**_inputs(4), "labels": torch.arange(4), "nothing": None}
     layout = Layout.of(batch)
-    assert layout is not None and layout.names == ("input_ids", "attention_mask", "extra")
+    assert layout is not None and layout.names == ("attention_mask", "extra", "input_ids")
 
 
 def test_an_argument_that_the_inputs_do_not_give_is_named() -> None:
@@ -208,7 +208,7 @@ def test_everything_works_on_a_network_of_several_inputs() -> None:
 
 def test_a_network_built_for_other_inputs_is_refused_by_the_task() -> None:
     task = _task()
-    inputs = {"extra": _inputs(2)["extra"], **_inputs(2)}
+    inputs = {**_inputs(2), "another": torch.zeros(2, 3)}
     with pytest.raises(InputError, match=r"task\.train\.examples"):
         task.score(Network.of(Reader(), inputs))
 

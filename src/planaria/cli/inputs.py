@@ -328,7 +328,7 @@ def _reason(method: str, exact_by: str) -> str:
     if method == "tap":
         return "gain and offset at the module's output"
     return {
-        "both": "zero outgoing, or zero incoming weights",
+        "both": "zero outgoing or incoming weights",
         "outgoing": "zero outgoing weights",
         "incoming": "zero incoming weights and shift",
     }[exact_by]

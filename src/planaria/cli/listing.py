@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -29,9 +30,7 @@ def run(subject: inputs.Subject, *, verify: bool, out: Path | None, as_json: boo
         rows = task.validation.inputs[:8]
         for check in Anatomy.of(net).verify(net, rows, per_layer=8 if subject.quick else 64, strict=False):
             difference = check.difference if math.isfinite(check.difference) else None
-            checks.append(
-                {"layer": check.layer, "units": check.units, "difference": difference, "exact": check.exact}
-            )
+            checks.append({"layer": check.layer, "units": check.units, "difference": difference, "exact": check.exact})
         _mark_verified(groups, checks)
     if not groups:
         raise AnatomyError(
@@ -56,23 +55,42 @@ def run(subject: inputs.Subject, *, verify: bool, out: Path | None, as_json: boo
     if as_json:
         print(text)
         return
-    grid = Table(title=f"Units of {subject.model} ({net.parameters:,} weights)")
-    for name in ("layer", "kind", "units", "method", "silenced exactly by"):
-        grid.add_column(name, justify="right" if name == "units" else "left")
-    if verify:
-        grid.add_column("verified", justify="right")
-    by_layer = {check["layer"]: check for check in checks}
-    for group in groups:
-        line = [group["layer"], group["kind"], f"{group['count']:,}", group["method"], group["reason"]]
-        if verify:
+    _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """The document as a table, and the layers without units by reason."""
+    name, parameters = document["network"]["name"], document["network"]["parameters"]
+    grid = Table(
+        title=f"Units of {name} ({parameters:,} weights)", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
+    # Names of layers are long and alike at their beginnings: they are never cut.
+    grid.add_column("layer", overflow="fold", min_width=max(len(group["layer"]) for group in document["groups"]))
+    for head in ("kind", "units", "silenced by weights"):
+        grid.add_column(head, justify="right" if head == "units" else "left")
+    verified = document["verified"]
+    if verified is not None:
+        grid.add_column("largest difference", justify="right")
+    by_layer = {check["layer"]: check for check in verified or ()}
+    for group in document["groups"]:
+        line = [
+            group["layer"],
+            group["kind"],
+            f"{group['count']:,}",
+            group["reason"].removeprefix("zero ").replace(" weights", ""),
+        ]
+        if verified is not None:
             tried = by_layer[group["layer"]]
             apart = "not finite" if tried["difference"] is None else f"{tried['difference']:.1g}"
-            line.append(f"{tried['units']} units, {apart}" + ("" if tried["exact"] else ": NOT exact"))
+            line.append(f"{apart} of {tried['units']}" if tried["exact"] else f"{apart}: NOT EXACT")
         grid.add_row(*line)
     console = Console(highlight=False)
     console.print(grid)
-    for item in unreached:
-        console.print(f"no units: {item['layer'] or 'the whole module'}: {item['reason']}", markup=False)
+    reasons: dict[str, list[str]] = {}
+    for item in document["unreached"]:
+        reasons.setdefault(item["reason"], []).append(item["layer"] or "the whole module")
+    for reason, layers in reasons.items():
+        console.print(f"No units of their own ({reason}): {', '.join(layers)}", markup=False)
 
 
 def _mark_verified(groups: list[dict[str, Any]], checks: list[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from planaria.core.matching import NEAR, ROUGH, matched
 from planaria.core.network import Network
 from planaria.core.reasons import needless
 from planaria.core.survey import survey
+from planaria.core.tap import emitted
 from planaria.core.trees import Entries, either, remove
 
 KINDS = ("neuron", "channel", "head", "recurrent", "embedding", "branch", "tap")
@@ -194,7 +195,10 @@ class Anatomy:
                 layer = layer.rpartition(".")[0]
             if layer and not needless(reason):
                 found.append(layer)
-        return tuple(dict.fromkeys(found))
+        found = list(dict.fromkeys(found))
+        # Modules that only hold weights are never called.
+        called = found if net.inputs is None else emitted(net, found, net.inputs)
+        return tuple(layer for layer in found if layer in called)
 
     def select(self, kinds: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> tuple[Group, ...]:
         """Groups of the given kinds and layers.

@@ -317,7 +317,9 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _parts(inputs: Any, where: str) -> list[tuple[str, Tensor]]:
     if isinstance(inputs, Mapping):
-        named = [(str(name), part) for name, part in inputs.items() if part is not None and name not in LABELS]
+        # By name, whatever the order: a tokenizer's batch and a file's columns are then the same.
+        named = [(str(name), inputs[name]) for name in sorted(inputs) if name not in LABELS]
+        named = [(name, part) for name, part in named if part is not None]
     elif isinstance(inputs, (tuple, list)) and all(hasattr(part, "shape") for part in inputs):
         named = [("", part) for part in inputs]
     else:

@@ -241,6 +241,8 @@ def _name_the_rest(graph: Graph, net: Network, found: dict[str, Finding], unreac
     owned = {name for finding in found.values() for role in ROLES for name in finding.owners[role]}
     for name in net.weights:
         layer = name.rpartition(".")[0] or name
-        if name in owned or layer in unreached or layer in found or name.endswith((GAIN, OFFSET)):
+        # A weight without a module of its own is a layer by its whole name.
+        known = {name, layer} & (unreached.keys() | found.keys())
+        if name in owned or known or name.endswith((GAIN, OFFSET)):
             continue
         unreached[layer] = reason_of(graph, name)

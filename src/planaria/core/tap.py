@@ -54,17 +54,13 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
             raise AnatomyError(
                 f"layer {layer!r}", "the name of a module", "none of that name", nearest(layer, filter(None, modules))
             )
+    seen = emitted(net, layers, inputs)
     module = copy.deepcopy(net.module)
     modules = dict(module.named_modules())
-    seen: dict[str, Tensor] = {}
-    handles = [modules[layer].register_forward_hook(_recorder(layer, seen)) for layer in layers]
-    replace(net, module=module)(inputs)
-    for handle in handles:
-        handle.remove()
     weights, plasticity = dict(net.weights), dict(net.plasticity)
     for layer in layers:
         output = seen.get(layer)
-        if output is None or output.ndim < 2 or not output.is_floating_point():
+        if output is None:
             raise AnatomyError(
                 f"layer {layer!r}", "an output tensor [examples, ..., units]", "none", "Tap another module."
             )
@@ -86,6 +82,24 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
         plasticity={name: plasticity[name] for name in order},
         inputs=inputs[:2],
     )
+
+
+def emitted(net: Network, layers: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
+    """What the named modules put out, [examples, ..., units]; those that are never called, or put out no such thing,
+    are not in it.
+
+    Args:
+        net: Any network.
+        layers: Names of modules.
+        inputs: [examples, ...].
+    """
+    module = copy.deepcopy(net.module)
+    modules = dict(module.named_modules())
+    seen: dict[str, Tensor] = {}
+    for layer in layers:
+        modules[layer].register_forward_hook(_recorder(layer, seen))
+    replace(net, module=module)(inputs)
+    return {layer: output for layer, output in seen.items() if output.ndim > 1 and output.is_floating_point()}
 
 
 def _axis(module: nn.Module, output: Tensor) -> int:

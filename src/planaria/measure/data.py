@@ -106,7 +106,7 @@ class Data:
             >>> Data.of(([[0.0, 1.0], [2.0, 3.0]], [0, 1])).inputs.shape
             torch.Size([2, 2])
             >>> Data.of({"input_ids": [[5, 7], [5, 8]], "attention_mask": [[1, 1], [1, 0]], "labels": [0, 1]})
-            <Data: 2 rows, inputs input_ids [2], attention_mask [2], targets []>
+            <Data: 2 rows, inputs attention_mask [2], input_ids [2], targets []>
         """
         if isinstance(source, Data):
             return source
@@ -367,7 +367,8 @@ def check_labels(labels: Tensor, classes: int | None, where: str) -> None:
             where,
             expected,
             f"{int(labels[index])} at index {', '.join(map(str, index))} ({int(bad.sum())} such labels)",
-            "Renumber the labels from 0, or set the number of classes.",
+            "Renumber the labels from 0, or set the number of classes."
+            + (f" What is no label must be {IGNORED}." if labels.ndim > 1 else ""),
         )
     if labels.ndim > 1:
         counting(labels, where)

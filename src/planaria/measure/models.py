@@ -19,7 +19,7 @@ from planaria.core.network import unwrapped
 from planaria.core.port import Port
 from planaria.core.streams import stream
 from planaria.measure.hub import LIBRARIES, code_in_folder, from_folder, from_library, is_hub_folder
-from planaria.measure.labels import class_scores
+from planaria.measure.labels import IGNORED, class_scores
 from planaria.measure.loaded import Loaded
 from planaria.measure.programs import SUFFIXES, from_file, is_code
 from planaria.measure.task import Task
@@ -402,6 +402,8 @@ def check_fit(model: nn.Module, task: Task) -> None:
     if task.classes is not None and (not has_scores or class_scores(outputs, data.targets).shape[1] < task.classes):
         got = f"outputs of shape {list(outputs.shape[1:])}"
         remedy = "Change the last layer, or the task."
+        if data.targets.ndim > 1:
+            remedy += f" Where a number such as {task.classes - 1} stands for no label, make it {IGNORED}."
         raise InputError(where, f"{task.classes} outputs, one per class", got, remedy)
     with _as_input_error(where, "outputs the loss accepts", "Change the network or the loss."):
         loss = task.loss(outputs, data.targets)

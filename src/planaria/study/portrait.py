@@ -232,6 +232,8 @@ def _some(task: Task, seed: int, count: int) -> Data:
 
 
 def _fitting(task: Task) -> list[Corruption]:
+    if task.test.layout is not None:
+        return []  # tokens, marks and numbers side by side: no corruption is meant for all of them
     return [corruption for corruption in CORRUPTIONS if corruption.suits(task.test.inputs)]
 
 
