@@ -158,7 +158,7 @@ def prepare(subject: Subject) -> Prepared:
     shape = tuple(rows.inputs.shape[1:])
     carried = carried_code(subject.model)
     if carried is not None and subject.trust:
-        _warn(f"--trust: loading {subject.model} runs {carried}.")
+        warn(f"--trust: loading {subject.model} runs {carried}.")
     loaded = load_model(subject.model, shape, _outputs(task, subject), subject.seed, trust=subject.trust)
     model, warnings = loaded.module, list(loaded.notes)
     if device.type == "cpu":
@@ -169,7 +169,7 @@ def prepare(subject: Subject) -> Prepared:
     if rows.layout is not None and (left := Port.of(model, rows.examples).left_out):
         warnings.append(f"{type(model).__name__} does not take {', '.join(left)}: left out.")
     for warning in warnings:
-        _warn(warning)
+        warn(warning)
     digest = None
     if subject.weights is not None:
         model = as_saved(model, subject.weights, rows.examples)
@@ -192,7 +192,8 @@ def prepare(subject: Subject) -> Prepared:
     return Prepared(subject, on_device, model.to(device), recipe, digest, warnings, loaded.files, trusted)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Say something that the user should know, on stderr."""
     Console(stderr=True, highlight=False).print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 

@@ -15,6 +15,7 @@ from planaria.campaign.files import write_atomic
 from planaria.cli import inputs
 from planaria.core.anatomy import Anatomy
 from planaria.core.errors import AnatomyError
+from planaria.core.graph import strays
 from planaria.core.network import Network
 from planaria.version import version
 
@@ -28,6 +29,9 @@ def run(subject: inputs.Subject, *, verify: bool, out: Path | None, as_json: boo
     checks: list[dict[str, Any]] = []
     if verify:
         rows = task.validation.inputs[:8]
+        if strays(net, rows):
+            inputs.warn("The data decide which layers run; units are those of two training examples, and proved there.")
+            rows = net.port.rows(task.train.examples)
         for check in Anatomy.of(net).verify(net, rows, per_layer=8 if subject.quick else 64, strict=False):
             difference = check.difference if math.isfinite(check.difference) else None
             checks.append({"layer": check.layer, "units": check.units, "difference": difference, "exact": check.exact})

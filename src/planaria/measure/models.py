@@ -395,9 +395,12 @@ def check_fit(model: nn.Module, task: Task) -> None:
         "Add ?flat=1 to the task for a network of vectors, ?flat=0 for one of images, ?scale=raw for floats.",
     ):
         tried = copy.deepcopy(model).cpu().eval()
-        with torch.no_grad():
-            Port.of(tried, data.examples)(tried, data.inputs)  # for its own error; what it returns is judged below
+        with torch.no_grad():  # for its own error; what it returns is judged below
+            once = Port.of(tried, data.examples)(tried, data.inputs)
     outputs = task.outputs(tried, data)
+    if not torch.allclose(once, outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()), equal_nan=True):
+        remedy = "Turn off what draws random numbers in eval mode: F.dropout(x, training=self.training), noise."
+        raise InputError(where, "the same outputs for the same inputs in eval mode", "others the second time", remedy)
     has_scores = outputs.ndim > max(1, data.targets.ndim)
     if task.classes is not None and (not has_scores or class_scores(outputs, data.targets).shape[1] < task.classes):
         got = f"outputs of shape {list(outputs.shape[1:])}"
