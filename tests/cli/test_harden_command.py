@@ -153,8 +153,9 @@ def test_given_weights_are_where_every_method_goes_on_from(hardened: Finished, t
     assert document["network"]["trained"] is None
 
 
-def test_recurrent_networks_are_tapped(own: Path) -> None:
+def test_taps_are_trained_around_and_kept(own: Path) -> None:
     command = ("harden", "--model", "nets.py:recurrent", "--task", "py:data.py:sequences", "--epochs", "2")
+    command = (*command, "--tap", "rnn")
     rest = ("--doses", "0.5", "--draws", "1", "--updates", "10", "--seeds", "1", "--methods", "faults", "--json")
     for _ in range(2):  # the second time from the saved network
         done = planaria(*command, *rest, "--out", "run", cwd=own)

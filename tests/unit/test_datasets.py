@@ -502,6 +502,15 @@ def test_image_folders_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> No
     (tmp_path / "e" / "train" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="images in CLASS"):
         task(f"folder:{tmp_path / 'e'}")
+    save_images(tmp_path / "f")
+    (tmp_path / "f" / "train" / "cat").mkdir()
+    (tmp_path / "f" / "train" / "cat" / "one.heic").write_bytes(b"a format that is not read")
+    with pytest.raises(InputError, match=r"train/cat: expected images \(.*\), got none among 1 files"):
+        task(f"folder:{tmp_path / 'f'}")
+    (tmp_path / "f" / "train" / "cat" / ".thumbnails").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "f" / "train" / "cat" / ".thumbnails" / "one.png")
+    with pytest.raises(InputError, match="got none among 1 files"):  # nor in hidden folders
+        task(f"folder:{tmp_path / 'f'}")
 
 
 # ---------------------------------------------------------------------------- well-known sets by name

@@ -29,7 +29,7 @@ from planaria.damage.sites import RandomUnits, RankedUnits, rank
 from planaria.measure.data import Data
 from planaria.measure.datasets import load as load_task
 from planaria.measure.loaded import full_precision
-from planaria.measure.models import NAMES, carried_code, carries_weights, check_fit
+from planaria.measure.models import NAMES, carried_code, carries_weights, check_fit, fast_path
 from planaria.measure.models import load as load_model
 from planaria.measure.statistics import Estimate, mean_interval, wilson
 from planaria.measure.task import Task
@@ -166,6 +166,8 @@ def prepare(subject: Subject) -> Prepared:
         warnings += [] if note is None else [note]
     if isinstance(task, Task):
         check_fit(model, task)
+    if (note := fast_path(model, rows)) is not None:
+        warnings.append(note)
     if rows.layout is not None and (left := Port.of(model, rows.examples).left_out):
         warnings.append(f"{type(model).__name__} does not take {', '.join(left)}: left out.")
     for warning in warnings:

@@ -19,9 +19,10 @@ from planaria.cli.screen import Screen, surroundings
 from planaria.core.anatomy import Anatomy, silence
 from planaria.core.errors import InputError
 from planaria.core.network import Network
-from planaria.measure.datasets import task as load_task
+from planaria.measure.datasets import load as load_task
 from planaria.measure.models import build, check_fit
 from planaria.measure.statistics import finite
+from planaria.measure.unlabelled import Unlabelled
 from planaria.measure.weights import load_weights, pack_weights
 from planaria.repair.refit import refit
 from planaria.repair.sidecar import Sidecar
@@ -80,8 +81,12 @@ def run(options: Options, screen: Screen) -> int:
     net = inputs.tapped(Network.of(model, like)).to(device)
     slices = Anatomy.of(net).entries(units)
     sidecar.check(net, slices.all)
-    task = None if options.task is None else load_task(options.task, data_dir=options.data_dir).to(device)
+    task = None if options.task is None else load_task(options.task, data_dir=options.data_dir)
+    if isinstance(task, Unlabelled):
+        remedy = "The intact network, with which answers would be compared, is not there. Leave --task out."
+        raise InputError("--task", "data with labels", f"{task.name}, without", remedy)
     if task is not None:
+        task = task.to(device)
         check_fit(model, task)
     identity = {
         "command": "mend",

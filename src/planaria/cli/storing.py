@@ -14,6 +14,7 @@ from planaria.cli import inputs
 from planaria.cli.repairs import unlabelled
 from planaria.cli.running import folder_for
 from planaria.cli.screen import Screen
+from planaria.core.anatomy import Anatomy
 from planaria.core.errors import InputError, PlanariaError
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -23,7 +24,7 @@ from planaria.damage.sites import RandomUnits
 from planaria.measure.statistics import finite, mean_interval
 from planaria.measure.task import Task
 from planaria.measure.weights import pack_weights, read_tensors
-from planaria.repair.refit import Refit
+from planaria.repair.refit import Refit, unread
 from planaria.repair.sidecar import Sidecar
 from planaria.version import version
 
@@ -62,6 +63,12 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
     whole = None if subject.weights is not None else pack_weights(net, {**words, "planaria.settings": _mark(prepared)})
     model = checkpoint.stat().st_size if whole is None else len(whole)
     sidecar = Sidecar.of(net, *unlabelled(net, task, options.inputs))
+    deaf = unread(net, sidecar, (group.layer for group in Anatomy.of(net).select()))
+    if deaf:
+        told = "; ".join(f"{layer} ({why})" for layer, why in deaf.items())
+        warnings = [*warnings, f"It cannot make up for dead units of {told}."]
+    for warning in warnings:
+        screen.warn(warning)
     # The limit is a share of the file, which may hold the weights in another precision than they are used in.
     limited = replace(sidecar, about={**sidecar.about, "bytes": min(model, sidecar.about["bytes"])})
     small = limited.packed(options.share)

@@ -37,7 +37,8 @@ class Network:
         inputs: A few example inputs [examples, ...], from which the anatomy is traced; None if not given.
         port: How rows become what the module takes, and which of its outputs counts.
 
-    Not guaranteed: that a module whose forward depends on hidden mutable state computes the same twice.
+    Not guaranteed: that a module whose forward depends on hidden mutable state computes the same twice; nor the zeros
+    that torch's fast path of encoders gives at padded positions, since the layers themselves are run, as in training.
 
     Example:
         >>> net = Network.of(nn.Linear(2, 1), torch.zeros(1, 2))

@@ -341,10 +341,10 @@ def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, 
     for part in inputs.to(net.device).split(PART):
         # Labels are as large as the activations they belong to, so a last, smaller part has labels of its own; and so
         # has one that takes another way through the network.
-        kind = (len(part), way(net, part))
-        if kind != known:
-            known, gates = kind, {}
-            for group in Anatomy.of(net, part).groups:
+        if known is None or known != (len(part), way(net, part)):
+            anatomy = Anatomy.of(net, part)  # first, because it says in words what these inputs lack
+            known, gates = (len(part), way(net, part)), {}
+            for group in anatomy.groups:
                 for tag, labels in group.gates if group.layer in sums else ():
                     gates.setdefault(tag, []).append((group.layer, labels))
         run(net, part, Watch(listen))

@@ -61,13 +61,21 @@ def read_folder(folder: Path, crop: Crop = _AS_STORED) -> Raw:
     splits = {}
     for part, place in places.items():
         listed: list[tuple[Path, int]] = []
+        empty: list[tuple[Path, int]] = []
         for sub in _shown_folders(folder_at(place)):
             if sub.name not in names:
                 raise InputError(f"{sub}", "a class that train has too", repr(sub.name), nearest(sub.name, names))
-            files_there = sorted(path for path in sub.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            listed += [(path, names.index(sub.name)) for path in files_there if not path.name.startswith(".")]
+            shown = [path for path in sub.rglob("*") if not any(w[0] == "." for w in path.relative_to(sub).parts)]
+            files_there = sorted(path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not files_there:
+                empty.append((sub, len(shown)))
+            listed += [(path, names.index(sub.name)) for path in files_there]
         if not listed:
             raise InputError(f"{place}", "images in CLASS/*.png", "none", "Make one folder per class.")
+        if empty and part == "train":
+            got = f"none among {empty[0][1]} files" if empty[0][1] else "none"
+            remedy = "Convert them, or remove the folder: every folder in train is a class."
+            raise InputError(f"{empty[0][0]}", f"images ({', '.join(IMAGE_SUFFIXES)})", got, remedy)
 
         def opened(rows: list[tuple[Path, int]] = listed) -> Iterator[tuple[object, object, str]]:
             for path, label in rows:

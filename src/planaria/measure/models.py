@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from planaria.core.autodiff import plain_kernels
 from planaria.core.errors import InputError, nearest
 from planaria.core.network import unwrapped
 from planaria.core.port import Port
@@ -22,7 +24,7 @@ from planaria.measure.hub import LIBRARIES, code_in_folder, from_folder, from_li
 from planaria.measure.labels import IGNORED, class_scores
 from planaria.measure.loaded import Loaded
 from planaria.measure.programs import SUFFIXES, from_file, is_code
-from planaria.measure.task import Task
+from planaria.measure.task import Data, Task
 from planaria.measure.usercode import called, user_callable
 from planaria.measure.weights import fingerprint
 
@@ -395,9 +397,10 @@ def check_fit(model: nn.Module, task: Task) -> None:
         "Add ?flat=1 to the task for a network of vectors, ?flat=0 for one of images, ?scale=raw for floats.",
     ):
         tried = copy.deepcopy(model).cpu().eval()
-        with torch.no_grad():  # for its own error; what it returns is judged below
+        with torch.no_grad(), plain_kernels():  # for its own error; what it returns is judged below
             once = Port.of(tried, data.examples)(tried, data.inputs)
-    outputs = task.outputs(tried, data)
+    with plain_kernels():
+        outputs = task.outputs(tried, data)
     if not torch.allclose(once, outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()), equal_nan=True):
         remedy = "Turn off what draws random numbers in eval mode: F.dropout(x, training=self.training), noise."
         raise InputError(where, "the same outputs for the same inputs in eval mode", "others the second time", remedy)
@@ -413,6 +416,38 @@ def check_fit(model: nn.Module, task: Task) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError(f"loss of task {task.name!r}", "one number, the mean of the batch", got, "Take the mean.")
+
+
+def fast_path(model: nn.Module, rows: Data) -> str | None:
+    """What to say where torch's fast path of encoders gives other outputs than the model's layers; None: the same.
+
+    In eval mode `nn.TransformerEncoder` answers zeros at positions that a padding mask hides, in train mode it does
+    not; a model that reads these positions is two models. Measured is the one that was trained.
+
+    Args:
+        model: Any module; a copy is tried.
+        rows: Some of its inputs.
+
+    Example:
+        >>> fast_path(mlp([2, 1]), Data(torch.zeros(3, 2), torch.zeros(3)))
+    """
+    if not any(isinstance(part, nn.TransformerEncoder | nn.TransformerEncoderLayer) for part in model.modules()):
+        return None
+    tried, rows = copy.deepcopy(model).cpu().eval(), rows.to("cpu")
+    port = Port.of(tried, rows.examples)
+    inputs = port.rows(rows.examples)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's nested tensors are a prototype
+        fast = port(tried, inputs)
+        with plain_kernels():
+            layers = port(tried, inputs)
+    if torch.allclose(fast, layers, rtol=1e-3, atol=1e-3 * float(layers.abs().max()), equal_nan=True):
+        return None
+    return (
+        f"{type(model).__name__} answers otherwise on torch's fast path: in eval mode nn.TransformerEncoder gives "
+        "zeros at padded positions, and something reads them. Measured are its layers as in training; with "
+        "enable_nested_tensor=False, or if nothing reads padded positions, both are the same."
+    )
 
 
 @contextmanager
