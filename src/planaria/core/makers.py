@@ -76,7 +76,11 @@ def _columns_made(product: Product, shapes: Mapping[str, torch.Size]) -> tuple[T
         _, of_pair = columns[:, 0, 0, :].unique(return_inverse=True)
         of_column = of_pair[:, None, None, :]
     owner = torch.full((product.w.size,), -1)
-    owner[columns.reshape(-1)] = of_column.expand(columns.shape).reshape(-1)
+    units = of_column.expand(columns.shape)
+    for axis in range(columns.ndim):  # an expanded weight has each entry once in memory, and once is enough
+        if columns.stride(axis) == 0:
+            columns, units = columns.narrow(axis, 0, 1), units.narrow(axis, 0, 1)
+    owner[columns.reshape(-1)] = units.reshape(-1)
     return of_column, thin(owner.view(shapes[product.w.weight or ""]))
 
 

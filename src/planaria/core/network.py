@@ -378,7 +378,8 @@ def _skeleton(model: nn.Module) -> nn.Module:
         empty[id(buffer)] = torch.empty_like(buffer, device="meta")
     for module in model.modules():
         for value in vars(module).values():
-            for kept in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]:
+            values = value.values() if isinstance(value, dict) else value
+            for kept in values if isinstance(value, (dict, list, tuple)) else [value]:
                 if isinstance(kept, Tensor) and kept.grad_fn is not None:
                     empty[id(kept)] = kept.detach()  # of an earlier pass; torch refuses to copy it with its graph
     try:

@@ -116,6 +116,11 @@ class Layout:
             widest = torch.promote_types(widest, kind)
         return widest
 
+    @property
+    def real(self) -> Tensor:
+        """Which numbers of a row are of a floating-point part, boolean [width]; the others are whole, tokens say."""
+        return torch.cat([torch.full((part.size,), part.dtype.is_floating_point) for part in self.parts])
+
     def pack(self, inputs: Inputs, where: str = "inputs") -> Tensor:
         """Inputs of this layout as one tensor [examples, width].
 
@@ -138,7 +143,7 @@ class Layout:
         found, start = [], 0
         for part in self.parts:
             piece = rows[:, start : start + part.size].reshape(len(rows), *part.shape)
-            found.append(piece.to(part.dtype))
+            found.append(piece.to(part.dtype).contiguous())  # as it was: models may view it in another shape
             start += part.size
         return dict(zip(self.names, found, strict=True)) if self.names else tuple(found)
 

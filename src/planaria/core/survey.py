@@ -203,6 +203,8 @@ def _units_read(product: Product, labels: Tensor) -> Tensor | None:
         flat = labels.flatten(2)
         same = bool((flat == flat[:1, :, :1]).all())
         return flat[0, :, 0].reshape(groups, read) if same else None
+    if not labels.numel():
+        return None  # no row comes this way on the example inputs
     rows = labels.reshape(groups, -1, read) if groups > 1 else labels.reshape(1, -1, read)
     return rows[:, 0] if bool((rows == rows[:, :1]).all()) else None
 

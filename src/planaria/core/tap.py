@@ -85,8 +85,7 @@ def tap(net: Network, layers: Sequence[str], inputs: Tensor | None = None) -> Ne
 
 
 def emitted(net: Network, layers: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
-    """What the named modules put out, [examples, ..., units]; those that are never called, or put out no such thing,
-    are not in it.
+    """What the named modules put out, [examples, ..., units]; without those that are never called, or put out others.
 
     Args:
         net: Any network.

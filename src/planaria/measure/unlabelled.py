@@ -168,8 +168,9 @@ def class_axis(outputs: Tensor, data: Data) -> int:
         return 1
     parts = [tuple(data.inputs.shape[1:])] if data.layout is None else [part.shape for part in data.layout.parts]
     last = tuple(outputs.shape[1:-1]) in parts
-    # Images have channels before their positions.
+    # Images have channels before their positions, which may be fewer in the outputs.
     first = any(tuple(outputs.shape[2:]) in (part, part[1:]) for part in parts)
+    first = first or (not last and outputs.ndim == 4 and any(len(part) == 3 for part in parts))
     if last == first:
         expected = "class scores in dimension 1 or the last, the others as in the inputs"
         raise InputError("the network's answers", expected, list(outputs.shape), remedy)
@@ -182,7 +183,9 @@ def _asked(answers: Tensor, data: Data) -> Tensor:
         answers = answers.masked_fill(data.targets == IGNORED, IGNORED)
     if data.layout is not None:
         inputs = data.layout.unpack(data.inputs)
-        shown = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        # A decoder answers at the positions of its own inputs.
+        name = "decoder_attention_mask" if "decoder_input_ids" in data.layout.names else "attention_mask"
+        shown = inputs.get(name) if isinstance(inputs, dict) else None
         if shown is not None and shown.shape == answers.shape:
             answers = torch.where(shown.bool(), answers, IGNORED)
     return answers

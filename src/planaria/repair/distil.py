@@ -15,6 +15,7 @@ from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network
+from planaria.core.port import Inputs
 from planaria.measure.task import FORWARD_BATCH, Data, Loss, Task, mse
 from planaria.measure.unlabelled import class_axis
 from planaria.repair.retrain import Adam, Optimiser, Retrain
@@ -63,16 +64,16 @@ class Distil:
     """
 
     teacher: Network
-    inputs: Tensor
+    inputs: Inputs
     optimiser: Optimiser = field(default=Adam())
     batch: int = 128
     temperature: float | None = None
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", self.teacher.port.rows(self.inputs))
-        finite = not self.inputs.is_floating_point() or bool(self.inputs.isfinite().all())
-        if self.inputs.ndim == 0 or len(self.inputs) == 0 or not finite:
+        rows = self.teacher.port.rows(self.inputs)
+        finite = not rows.is_floating_point() or bool(rows.isfinite().all())
+        if rows.ndim == 0 or len(rows) == 0 or not finite:
             raise InputError("Distil.inputs", "inputs [examples, ...], at least one, all finite", "others")
         if not (isinstance(self.batch, int) and self.batch >= 1):
             raise InputError("Distil.batch", "a number of examples of at least 1", self.batch)
@@ -82,7 +83,7 @@ class Distil:
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """Moments of the training, one per update."""
         start = clock(net.device)
-        inputs = self.inputs.to(net.device)
+        inputs = self.teacher.port.rows(self.inputs).to(net.device)
         with torch.no_grad():
             outputs = [self.teacher.to(net.device)(part) for part in inputs.split(FORWARD_BATCH)]
         if not all(isinstance(part, Tensor) and bool(part.isfinite().all()) for part in outputs):
@@ -116,4 +117,4 @@ class Distil:
 
     def __repr__(self) -> str:
         settings = f"{self.optimiser!r}, batch={self.batch}, temperature={self.temperature}"
-        return f"<Distil: {len(self.inputs)} unlabelled inputs, {settings}>"
+        return f"<Distil: {len(self.teacher.port.rows(self.inputs))} unlabelled inputs, {settings}>"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from planaria.core.cells import idle
 from planaria.core.errors import InputError
-from planaria.core.graph import Call, Graph, Product, Value, Watch, forward_multiply_adds, run, trace
+from planaria.core.graph import Call, Graph, Product, Value, Watch, forward_multiply_adds, run, strays, trace
 from planaria.core.motion import Cost
 from planaria.core.network import Network
 from planaria.repair.forms import Flat, Form, Patches, Stacked, patches_of
@@ -113,7 +113,7 @@ def rows_of(net: Network, found: Mapping[str, Reader], inputs: Tensor) -> tuple[
     flat = [name for name, reader in found.items() if not isinstance(reader.form, Patches)]
     watched = {name: at_work[name] for name in flat if name in at_work}
     order = dict.fromkeys(found.keys() - watched.keys(), "together")
-    if not watched:
+    if not watched or strays(net, few):
         return order, Cost()
 
     def look(reader: Reader, x: Tensor) -> None:
@@ -224,7 +224,7 @@ def _shape(graph: Graph, product: Product) -> _Shape | str:
         return _Shape(form, columns.flatten(1, 2), out, call.tag)
     columns = columns.flatten(1, 2)
     firsts = columns[:, 0, 0] if columns.shape[1] else columns.new_zeros(len(columns))
-    if len(columns) == 1 or bool((columns == columns[:1]).all()):
+    if len(columns) == 1 or columns.stride(0) == 0 or bool((columns == columns[:1]).all()):
         return _Shape(Flat(), columns[:1], out, call.tag)
     stack = list(dict.fromkeys(firsts.tolist()))
     count, of = len(stack), torch.tensor([stack.index(first) for first in firsts.tolist()])

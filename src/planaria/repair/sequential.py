@@ -14,6 +14,7 @@ from planaria.core.errors import InputError
 from planaria.core.graph import Watch, forward_multiply_adds, run, strays
 from planaria.core.motion import Cost
 from planaria.core.network import Network
+from planaria.core.port import Inputs
 from planaria.repair.fits import LayerFit, Sums, heard_by
 from planaria.repair.reader import Reader, read_by
 from planaria.repair.readers import readers, rows_of, spread
@@ -38,14 +39,16 @@ class Teacher:
     """
 
     net: Network
-    inputs: Tensor
+    inputs: Inputs
     importance: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", self.net.port.rows(self.inputs))
+    @property
+    def rows(self) -> Tensor:
+        """The inputs as one tensor [examples, ...]."""
+        return self.net.port.rows(self.inputs)
 
     def __repr__(self) -> str:
-        return f"<Teacher: {len(self.inputs)} unlabelled inputs>"
+        return f"<Teacher: {len(self.rows)} unlabelled inputs>"
 
 
 def from_teacher(
@@ -56,7 +59,7 @@ def from_teacher(
     Raises:
         InputError: If the teacher is of another form than the network, or a number is not finite.
     """
-    intact, inputs = teacher.net.to(net.device), teacher.inputs.to(net.device)
+    intact, inputs = teacher.net.to(net.device), teacher.rows.to(net.device)
     _check(net, intact, inputs)
     importance = checked_importance("Teacher.importance", teacher.importance, inputs)
     net = net if net.inputs is not None else net.with_inputs(inputs)
@@ -86,7 +89,7 @@ def from_teacher(
 
 def astray(net: Network, teacher: Teacher) -> bool:
     """Whether the teacher's inputs take another way through it, or through the network, than the example inputs."""
-    inputs = teacher.inputs.to(net.device)
+    inputs = teacher.rows.to(net.device)
     return any(strays(each.with_inputs(inputs), inputs) for each in (teacher.net.to(net.device), net))
 
 

@@ -375,6 +375,8 @@ def _proofs(net: Network, inputs: Tensor | None) -> tuple[tuple[Tensor, Tensor],
         tried.append(inputs)
     if net.inputs.is_floating_point():  # examples may all be zero, which proves little
         noise = torch.randn(net.inputs.shape, generator=stream(0, "compact"), dtype=torch.float64)
+        if net.port.layout is not None:
+            noise = noise * net.port.layout.real  # no token becomes another
         tried.append(net.inputs + noise.to(net.inputs))
     pairs = []
     for given in tried:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from planaria.core.devices import without_tf32
 from planaria.core.network import Network
+from planaria.core.port import Layout
 from planaria.core.streams import stream
 from planaria.sweep.gates import Gate, Read, gates_of
 from planaria.sweep.record import MORE, Op, Rows, examples_of, other_than, record
@@ -119,10 +120,10 @@ class Program:
         )
         assert net.inputs is not None
         few = examples_of(net.inputs, 5)
-        for inputs in (few, other_than(few)):
+        for inputs in (few, other_than(few, net.port.layout)):
             if not program._repeats(net, inputs, {}):
                 return "replaying its recorded pass on other inputs gives other outputs"
-        rows = program._ordered(recording.rows, net.inputs)
+        rows = program._ordered(recording.rows, net.inputs, net.port.layout)
         gates, reads = gates_of(replace(recording, rows=rows), net)
         return replace(program, rows=rows, gates=gates, reads=reads)
 
@@ -173,11 +174,11 @@ class Program:
             changed[name] = weight + 0.3 * noise * weight.abs().mean()
         return self._repeats(net, examples_of(net.inputs, MORE), changed)
 
-    def _ordered(self, rows: Mapping[int, Rows], inputs: Tensor) -> dict[int, Rows]:
+    def _ordered(self, rows: Mapping[int, Rows], inputs: Tensor, layout: Layout | None) -> dict[int, Rows]:
         """Rows with the order of examples found out by changing one example and looking at what changes."""
         first = examples_of(inputs, MORE)
         second = first.clone()
-        second[0] = other_than(first)[0]
+        second[0] = other_than(first, layout)[0]
         if torch.equal(first, second) and not first.is_floating_point():
             second[0] = (first[0] + 1) % (int(first.max()) + 1)
         try:
@@ -336,9 +337,7 @@ class Program:
             moving = [a for a in at if values[a].requires_grad]  # the inputs may be among `at`
             found = torch.autograd.grad(numbers.sum(), [values[a] for a in moving], allow_unused=True)
         slopes = dict(zip(moving, found, strict=True))
-        pairs = [
-            (values[a].detach(), torch.zeros_like(values[a]) if slopes.get(a) is None else slopes[a]) for a in at
-        ]
+        pairs = [(values[a].detach(), torch.zeros_like(values[a]) if slopes.get(a) is None else slopes[a]) for a in at]
         return numbers.detach(), pairs
 
     def products(self, layer: str) -> frozenset[int]:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from planaria.core.graph import SHAPED, Call, Graph, Value, needed_calls, trace, walk
 from planaria.core.network import Network
+from planaria.core.port import Layout
 
 FEW, MORE = 2, 3
 """Examples of the two recordings."""
@@ -178,15 +179,16 @@ def examples_of(inputs: Tensor, count: int) -> Tensor:
     return inputs.detach()[rows]
 
 
-def other_than(inputs: Tensor) -> Tensor:
+def other_than(inputs: Tensor, layout: Layout | None = None) -> Tensor:
     """Inputs of another kind than these, which a network that takes these should take."""
-    if inputs.is_floating_point():
-        # Numbers that are never negative may be places in a table.
-        return inputs * (0.7 if bool((inputs >= 0).all()) else -1.3) + 0.1
     mixed = inputs.roll(1, 0)  # whole numbers that are known at their place
     if inputs.ndim > 1:
         mixed[:, ::2] = inputs[:, ::2]
-    return mixed
+    if not inputs.is_floating_point():
+        return mixed
+    # Numbers that are never negative may be places in a table.
+    moved = inputs * (0.7 if bool((inputs >= 0).all()) else -1.3) + 0.1
+    return moved if layout is None else torch.where(layout.real.to(inputs.device), moved, mixed)
 
 
 def leaves(tree: Any, *kinds: type) -> list[Any]:

@@ -266,7 +266,7 @@ def _alone(net: Network) -> bool:
     try:
         alone, together = net(first[:1]), net(first)
         try:
-            other = net(torch.cat([first[:1], other_than(first)[1:]]))
+            other = net(torch.cat([first[:1], other_than(first, net.port.layout)[1:]]))
         except (RuntimeError, IndexError, ValueError):
             other = together  # inputs that the network does not take
     except (RuntimeError, ValueError):  # batch normalisation without statistics refuses single examples
