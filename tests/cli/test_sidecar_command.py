@@ -259,3 +259,45 @@ def test_a_lesion_nested_beyond_reason_is_refused(kit: Kit) -> None:
     done = planaria(*rescue(kit, lesion="deep.json"), cwd=kit.folder)
     assert done.code == 2
     assert "JSON" in done.err
+
+
+def test_a_task_without_labels_says_nothing_about_a_network_that_is_damaged_already(kit: Kit) -> None:
+    result = planaria(*rescue(kit, "--task", "digits?score=agreement", "--out", "answers"), cwd=kit.folder)
+    assert result.code == 2
+    assert "intact network" in result.err
+    assert not (kit.folder / "answers").exists()
+
+
+def test_what_a_sidecar_cannot_make_up_for_is_said_when_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "tied.py").write_text(TIED)
+    result = planaria(
+        "sidecar", "--model", "tied.py:model", "--task", "py:tied.py:task", "--train-epochs", "1", "--share", "9",
+        "--doses", "none", "--out", "tied.sidecar.safetensors", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "cannot make up for dead units of rnn" in " ".join(result.err.split())
+
+
+TIED = """
+import torch
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Embedding(9, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, 9)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.rnn(self.embed(x))[0])
+
+
+def model():
+    return Tied()
+
+
+def task():
+    x = torch.arange(400).view(100, 4) % 9
+    return {"train": (x[:80], (x[:80] + 1) % 9), "test": (x[80:], (x[80:] + 1) % 9)}
+"""

@@ -21,6 +21,7 @@ from planaria.core.motion import settle, updates
 from planaria.core.network import Network
 from planaria.core.port import chosen
 from planaria.core.streams import stream
+from planaria.damage.sites import sizes
 from planaria.measure.labels import IGNORED
 from planaria.measure.task import Task
 from planaria.repair.distil import Distil
@@ -404,3 +405,17 @@ def test_distilling_a_tagger_softens_over_its_classes_and_not_over_the_tokens() 
     shifted = net.with_weights({"head.bias": net.weights["head.bias"] + more})
     moment = next(iter(Distil(net, TEXT, SGD(0.1), ROWS, temperature=2.0)(shifted, stream(0, "distil"))))
     assert float(moment.network.weights["head.bias"][0]) < float(shifted.weights["head.bias"][0]) - 0.01
+
+
+def test_units_of_packed_sequences_are_as_loud_as_what_they_emit() -> None:
+    user = USERS["packed"]
+    model = user.model().eval()
+    tokens, lengths = user.inputs
+    with torch.no_grad():
+        packed = pack_padded_sequence(model.embed(tokens), lengths, batch_first=True, enforce_sorted=False)
+        emitted = model.rnn(packed)[0].data
+    # Many parts, each with other lengths.
+    many = Network.of(model, user.inputs)
+    heard = sizes(many, inputs=many.port.rows((tokens.repeat(3, 1), lengths.repeat(3))))
+    assert torch.allclose(heard["rnn.l0"].float(), emitted[:, :6].abs().mean(0), atol=1e-6)
+    assert torch.allclose(heard["rnn.l0_reverse"].float(), emitted[:, 6:].abs().mean(0), atol=1e-6)

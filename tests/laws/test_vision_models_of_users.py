@@ -549,6 +549,63 @@ def test_a_network_that_draws_in_eval_mode_is_refused_before_anything_is_trained
         check_fit(module_of(Drawing), Task.of("drawing", data, data, validation=data, classes=3))
 
 
+class InTraining(nn.Module):
+    """Does something else in train mode."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.first, self.head, self.aside, self.fault = nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(9, 3), fault
+
+    def forward(self, x: Tensor) -> Any:
+        h = F.relu(self.first(x))
+        if not self.training:
+            return self.head(h)
+        if self.fault == "shape":
+            return self.head(h), self.aside(h)
+        if self.fault == "graph":
+            return self.head(h).detach()
+        return {"aside": self.head(-h), "main": self.head(h)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("shape", "in train mode: expected .* RuntimeError"), ("graph", "gradient")]
+)
+def test_a_network_that_cannot_be_trained_is_told_why(fault: str, said: str) -> None:
+    data = Data(VECTORS, torch.arange(ROWS) % 3)
+    task = Task.of("odd", data, data, validation=data, classes=3)
+    net = Network.of(module_of(lambda: InTraining(fault)), VECTORS)
+    with pytest.raises(InputError, match=said):
+        next(iter(Retrain(task, batch=8)(net, stream(0, "retrain"))))
+
+
+def test_the_output_that_counts_in_training_can_be_named() -> None:
+    data = Data(VECTORS, torch.arange(ROWS) % 3)
+    task = Task.of("odd", data, data, validation=data, classes=3)
+    module = module_of(lambda: InTraining(""))
+    net = Network.of(module, VECTORS, output="main")
+    assert torch.equal(net(VECTORS), called(module, VECTORS))
+    moment = next(iter(Retrain(task, batch=ROWS)(net, stream(0, "retrain"))))
+    copied = copy.deepcopy(module)
+    task.loss(copied(VECTORS), data.targets).backward()
+    for name, parameter in copied.named_parameters():  # the first step of Adam goes against the sign of the gradient
+        step = moment.network.weights[name] - net.weights[name]
+        assert parameter.grad is None or bool((step * parameter.grad <= 0).all())
+
+
+def test_a_network_for_even_batches_is_refused() -> None:
+    class Paired(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(10, 4), nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.first(x.view(-1, 10)))).view(-1, 3)
+
+    data = Data(VECTORS, torch.arange(ROWS) % 3)
+    with pytest.raises(InputError, match="any number of inputs at a time, got RuntimeError"):
+        check_fit(module_of(Paired), Task.of("pairs", data, data, validation=data, classes=3))
+
+
 def test_a_map_of_labels_with_255_for_none_is_told_what_to_write() -> None:
     labels = torch.zeros(ROWS, 6, 6, dtype=torch.int64)
     labels[:, 0] = 255

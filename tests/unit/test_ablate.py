@@ -729,3 +729,24 @@ def test_what_is_known_of_a_network_goes_with_it() -> None:
     del net
     gc.collect()
     assert gone() is None
+
+
+def test_batches_of_a_stream_may_be_as_the_network_takes_them() -> None:
+    class Marked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.hidden, self.head = nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, ids: Tensor, kept: Tensor) -> Tensor:
+            return self.head(torch.relu(self.hidden((self.embed(ids) * kept[..., None]).sum(1))))
+
+    torch.manual_seed(0)
+    ids, kept, labels = torch.randint(9, (12, 4)), torch.randint(2, (12, 4)), torch.arange(12) % 2
+    task = Task.of("marked", ({"ids": ids, "kept": kept}, labels), ({"ids": ids, "kept": kept}, labels))
+    net = Network.of(Marked(), task.train.examples)
+    whole = ablate(net, EachUnit(), task).tallies["hidden"].total
+    dicts = [{"ids": ids[part], "kept": kept[part], "labels": labels[part]} for part in (slice(5), slice(5, 12))]
+    pairs = [({"ids": ids[part], "kept": kept[part]}, labels[part]) for part in (slice(5), slice(5, 12))]
+    for batches in (dicts, pairs):
+        streamed = ablate(net, EachUnit(), task, data=lambda batches=batches: batches)
+        assert torch.equal(streamed.tallies["hidden"].total, whole)

@@ -236,8 +236,8 @@ def test_npz_entries_of_other_names_are_the_arguments_of_the_network(tmp_path: P
     layout = loaded[0].train.layout
     assert layout is not None
     assert [(part.name, part.shape, part.dtype) for part in layout.parts] == [
-        ("input_ids", (6,), torch.int64),
         ("attention_mask", (6,), torch.bool),
+        ("input_ids", (6,), torch.int64),
     ]
     assert (loaded[0].classes, [len(data) for data in loaded[0].splits.values()]) == (4, [36, 4, 8])
     with pytest.raises(InputError, match="flat: expected inputs that are one tensor"):

@@ -88,3 +88,8 @@ def test_a_loss_is_found_by_name_and_recorded() -> None:
     assert task.score(lambda rows: 2 * rows) == pytest.approx(1.0)
     with pytest.raises(InputError, match="Did you mean cosine"):
         Task.of("mine", (x, x), (x, x), loss="cosin")
+
+
+def test_labels_without_an_output_are_refused_and_not_a_bare_index_error() -> None:
+    with pytest.raises(InputError, match=r"labels from 0 to 2.*up to 5"):
+        cross_entropy(torch.zeros(2, 3), torch.tensor([1, 5]))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from planaria.core.errors import InputError, PlanariaError, UnsafeError
 from planaria.core.network import Network
 from planaria.measure.datasets import task
-from planaria.measure.models import build, check_fit
+from planaria.measure.models import build, check_fit, fast_path
 from planaria.measure.task import Data, Task
 from planaria.measure.weights import fingerprint, load_weights, pack_weights
 from resnet8_cifar10 import model as resnet8
@@ -515,3 +515,25 @@ def test_the_published_cifar10_network_scores_as_published_on_raw_pixels(data_ro
     assert cifar.score(model) == pytest.approx(0.8719, abs=0.02)
     scaled = Data(cifar.test.inputs[:500] / 255, cifar.test.targets[:500])
     assert cifar.score(model, scaled) < 0.3
+
+
+class Pooled(nn.Module):
+    """An encoder whose padded positions are read, or not."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.embed, self.encoder, self.reads = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 1), reads
+
+    def forward(self, ids: Tensor, padding: Tensor) -> Tensor:
+        states = self.encoder(self.embed(ids), src_key_padding_mask=padding)
+        kept = torch.ones_like(padding) if self.reads else ~padding
+        return (states * kept[..., None]).sum(1)
+
+
+def test_an_encoder_that_gives_something_else_on_torchs_fast_path_is_told() -> None:
+    padding = torch.arange(5) >= torch.tensor([[5], [2]])
+    rows = Data.of(((torch.arange(10).view(2, 5) % 9, padding), torch.zeros(2)))
+    assert "fast path" in str(fast_path(Pooled(reads=True), rows))
+    assert fast_path(Pooled(reads=False), rows) is None
+    assert fast_path(nn.Linear(2, 1), rows) is None

@@ -215,3 +215,63 @@ def test_a_network_built_for_other_inputs_is_refused_by_the_task() -> None:
 
 def test_a_port_says_what_it_is() -> None:
     assert Port() == Port.of(nn.Linear(2, 1), torch.zeros(1, 2))
+
+
+def test_tensors_come_out_as_contiguous_as_a_model_expects_them() -> None:
+    inputs = {"ids": torch.zeros(3, 2, 5, dtype=torch.int64), "mask": torch.ones(3, 2, 5, dtype=torch.int64)}
+    layout = Layout.of(inputs)
+    assert layout is not None
+    unpacked = layout.unpack(layout.pack(inputs))
+    assert isinstance(unpacked, dict)
+    assert all(part.view(6, 5).shape == (6, 5) for part in unpacked.values())
+    assert layout.real.tolist() == [False] * 20
+
+
+def test_outputs_are_named_by_place_too_where_they_have_names() -> None:
+    returned = OrderedDict(loss=torch.zeros(()), logits=torch.ones(2, 3))
+    assert chosen(returned, 1).shape == chosen(returned, -1).shape == (2, 3)
+    with pytest.raises(InputError, match="under 2"):
+        chosen(returned, 2)
+
+
+def test_numbers_that_no_table_has_rows_for_are_named() -> None:
+    task = _task()
+    net = Network.of(Reader(), task.train.examples)
+    inputs = _inputs(4)
+    inputs["input_ids"][2, 0] = 99
+    data = (inputs, torch.arange(4) % 3)
+    spoilt = Task.of("spoilt", data, data, validation=data)
+    for wrong in (
+        lambda: net(inputs),
+        lambda: spoilt.score(net),
+        lambda: ablate(net, EachUnit(), spoilt),
+        lambda: list(zip(range(3), Retrain(spoilt, batch=4)(net, torch.Generator().manual_seed(0)), strict=False)),
+    ):
+        with pytest.raises(InputError, match=r"input_ids from \d to 99.*tokenizer"):
+            wrong()
+
+
+def test_arguments_with_defaults_that_a_model_needs_all_the_same_are_offered() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(5, 3)
+
+        def forward(self, input_ids: Tensor, decoder_input_ids: Tensor | None = None, **more: Any) -> Tensor:
+            if decoder_input_ids is None:
+                raise ValueError("give one of them")
+            return self.embed(input_ids) + self.embed(decoder_input_ids)
+
+    net = Network.of(Decoder(), {"input_ids": torch.zeros(2, 4, dtype=torch.int64)})
+    with pytest.raises(InputError, match=r"give one of them.*also takes decoder_input_ids"):
+        net({"input_ids": torch.zeros(2, 4, dtype=torch.int64)})
+
+
+def test_types_are_told_where_only_they_differ() -> None:
+    task = _task()
+    with pytest.raises(InputError, match=r"extra \[2\] float64.*extra \[2\] float32"):
+        inputs = _inputs(3)
+        wide = Task.of(
+            "wide", ({**inputs, "extra": inputs["extra"].double()}, torch.arange(3)), (inputs, torch.arange(3))
+        )
+        wide.score(Network.of(Reader(), task.train.examples))

@@ -291,3 +291,16 @@ def test_making_and_scoring_a_task_changes_nothing_it_was_given() -> None:
 
 def test_a_task_moves_between_devices_with_its_hash() -> None:
     assert small().to("cpu") == small()
+
+
+def test_a_list_of_numbers_is_one_input_and_not_several() -> None:
+    rows = [([0.0, 1.0], 0), ([2.0, 3.0], 1), ([4.0, 5.0], 0)]
+    assert Data.of(rows).inputs.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+
+
+def test_a_column_that_holds_no_numbers_is_named() -> None:
+    rows = [{"input_ids": [1, 2], "text": "one two", "label": 1}, {"input_ids": [3, 4], "text": "three", "label": 0}]
+    with pytest.raises(InputError, match=r"data\.inputs\['text'\].*leave it out"):
+        Data.of(rows)
+    with pytest.raises(InputError, match=r"data\.inputs\['text'\]"):
+        Data.of([{"text": row["text"], "label": row["label"]} for row in rows])

@@ -81,7 +81,7 @@ def test_no_text_gives_more_tokens_than_asked_and_none_outside_the_vocabulary(
 def test_a_table_becomes_tokens_with_what_hides_the_filling(tmp_path: Path) -> None:
     loaded = task(f"text:{save_csv(tmp_path / 'a.csv')}?tokenizer=words")
     inputs = parts(loaded)
-    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert list(inputs) == ["attention_mask", "input_ids"]
     assert torch.equal(inputs["attention_mask"] == 0, inputs["input_ids"] == 0)
     assert [len(data) for data in loaded.splits.values()] == [29, 3, 8]
     assert (loaded.classes, loaded.scorer.name, loaded.record()["loss"]) == (2, "accuracy", "cross_entropy")

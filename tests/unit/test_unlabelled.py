@@ -14,7 +14,7 @@ from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.data import Data
 from planaria.measure.datasets import load, task
-from planaria.measure.unlabelled import Unlabelled
+from planaria.measure.unlabelled import Unlabelled, class_axis
 
 RNG = np.random.default_rng(0)
 
@@ -200,3 +200,30 @@ def test_the_command_line_takes_data_without_labels(tmp_path: Path) -> None:
         prepared(f"{text}?classes=4", None)
     with pytest.raises(InputError, match=r"classes=N among its keys, the outputs of mlp:3-6-4"):
         prepared(text, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "axis"),
+    [((5,), (5, 9), 2), ((5,), (9, 5), 1), ((3, 8, 8), (4, 8, 8), 1), ((3, 8, 8), (4, 2, 2), 1), ((7,), (9,), 1)],
+)
+def test_classes_are_where_the_shape_of_the_inputs_leaves_them(
+    inputs: tuple[int, ...], outputs: tuple[int, ...], axis: int
+) -> None:
+    assert class_axis(torch.zeros(2, *outputs), Data(torch.zeros(2, *inputs), torch.zeros(2))) == axis
+
+
+def test_a_decoder_is_asked_where_its_own_inputs_count() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 4)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+            return self.head(
+                self.embed(decoder_input_ids) + (self.embed(input_ids) * attention_mask[..., None]).sum(1)[:, None]
+            )
+
+    ids = torch.ones(12, 3, dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": ids * torch.tensor([1, 0, 0]), "decoder_input_ids": ids}
+    made = Unlabelled.of("decoder", inputs, inputs).answered(Network.of(Decoder(), inputs))
+    assert not bool((made.test.targets == -100).any())

@@ -231,7 +231,8 @@ class Port:
             if complaint is None:
                 raise
             raise complaint from problem
-        found = returned if isinstance(returned, Tensor) and self.output is None else chosen(returned, self.output)
+        # One tensor is the one that counts; some models return others beside it in train mode only.
+        found = returned if isinstance(returned, Tensor) else chosen(returned, self.output)
         return found if self.autocast is None else found.float()  # losses and scores take single precision
 
 

@@ -346,7 +346,8 @@ def _spoken(net: Network, groups: Sequence[Group], inputs: Tensor) -> dict[str, 
             known, gates = (len(part), way(net, part)), {}
             for group in anatomy.groups:
                 for tag, labels in group.gates if group.layer in sums else ():
-                    gates.setdefault(tag, []).append((group.layer, labels))
+                    alike = bool((labels == labels[:1]).all())  # packed sequences have any number of rows
+                    gates.setdefault(tag, []).append((group.layer, labels[:1] if alike else labels))
         run(net, part, Watch(listen))
     return {layer: total[:-1] / counts[layer][:-1].clamp_min(1) for layer, total in sums.items()}
 

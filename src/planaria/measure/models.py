@@ -401,9 +401,18 @@ def check_fit(model: nn.Module, task: Task) -> None:
             once = Port.of(tried, data.examples)(tried, data.inputs)
     with plain_kernels():
         outputs = task.outputs(tried, data)
-    if not torch.allclose(once, outputs, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()), equal_nan=True):
+    size = outputs.abs().nan_to_num(0.0, 0.0).max()
+    if not torch.allclose(once, outputs, rtol=1e-3, atol=1e-3 * float(size), equal_nan=True):
         remedy = "Turn off what draws random numbers in eval mode: F.dropout(x, training=self.training), noise."
         raise InputError(where, "the same outputs for the same inputs in eval mode", "others the second time", remedy)
+    if len(task.train) > 2:
+        three = task.train.take(3).to("cpu")
+        with (
+            _as_input_error(where, "a network that takes any number of inputs at a time", "Let its forward take 3."),
+            torch.no_grad(),
+            plain_kernels(),
+        ):
+            Port.of(tried, three.examples)(tried, three.inputs)
     has_scores = outputs.ndim > max(1, data.targets.ndim)
     if task.classes is not None and (not has_scores or class_scores(outputs, data.targets).shape[1] < task.classes):
         got = f"outputs of shape {list(outputs.shape[1:])}"
@@ -456,6 +465,6 @@ def _as_input_error(where: str, expected: str, remedy: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (RuntimeError, TypeError, IndexError, ValueError) as problem:
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as problem:
         got = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no message'])[0]}"
         raise InputError(where, expected, got, remedy) from problem

@@ -190,7 +190,7 @@ class Task:
     def _forward(self, net: Callable[[Tensor], Any], batch: Tensor) -> Any:
         try:
             return net(batch)
-        except (RuntimeError, IndexError, TypeError, ValueError) as problem:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as problem:
             if isinstance(problem, InputError) or "memory" in str(problem):
                 raise
             raise InputError(

@@ -77,6 +77,9 @@ class _Module:
     def gradient(self, rows: Tensor) -> None:
         with lend(self.rng, self.net.device), plain_kernels(), torch.enable_grad():
             value = self.loss(rows)
+            if not value.requires_grad:
+                remedy = "The network or the loss cuts the graph: no_grad, inference_mode, detach, argmax or item."
+                raise InputError("the loss in training", "a gradient with respect to the weights", "none", remedy)
             for parameter in self.parameters.values():
                 parameter.grad = None  # only now, so that its memory serves for the gradients of this update
             self.scaler.scale(value).backward()
@@ -252,18 +255,23 @@ def _buffers(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def outputs_in_training(forward: Callable[[Tensor], Tensor], inputs: Tensor, where: str) -> Tensor:
-    """Outputs in train mode, which batch normalisation refuses for a single value per channel.
+    """Outputs in train mode, in which a network may do other things than in eval mode.
 
     Raises:
-        InputError: Naming the setting `where` if it does.
+        InputError: It fails there: batch normalisation refuses a single value per channel (named by the setting
+            `where`), a side branch does not fit.
     """
     try:
         return forward(inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
+        if isinstance(error, InputError) or "memory" in str(error):
             raise
-        expected = "two examples or more for a network with batch normalisation"
-        raise InputError(where, expected, len(inputs)) from error
+        if "more than 1 value per channel" in str(error):
+            expected = "two examples or more for a network with batch normalisation"
+            raise InputError(where, expected, len(inputs)) from error
+        got = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        remedy = "model.train()(inputs) must work, or it cannot be trained."
+        raise InputError("the network in train mode", "one that takes the task's inputs", got, remedy) from error
 
 
 def batches(total: int, size: int, rng: Generator) -> Iterator[Tensor]:
