@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+import planaria as pl
 from command_line import TINY, Done, Finished, everything_in, planaria, without_time
+from planaria.cli.rescuing import _hit_layers
 from planaria.damage.damage import parse_damage
 
 pytestmark = pytest.mark.usefixtures("plain_report")
@@ -443,3 +445,17 @@ def test_an_expected_score_that_is_met_changes_nothing(finished: Finished, tmp_p
     intact = finished.done.document["intact"]["test"]
     done = planaria(*finished.command, "--expect-score", str(intact), "--out", "run", cwd=tmp_path)
     assert done.code == 0 and done.document["rows"] == finished.done.document["rows"]
+
+
+def test_a_branch_whose_readers_all_die_is_not_said_to_be_damaged() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.down(torch.relu(self.up(x))))
+
+    net = pl.Network.of(Residual(), torch.ones(2, 4))
+    assert _hit_layers(net, pl.Damage(pl.Silence(), pl.RandomUnits(per_layer=True))) == ("up",)

@@ -20,6 +20,7 @@ from planaria.core.motion import Budget
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.damage.damage import Damage
+from planaria.damage.sites import RandomUnits, RankedUnits
 from planaria.measure.shares import is_share
 from planaria.measure.weights import pack_weights
 from planaria.repair.refit import Refit, unread
@@ -343,7 +344,12 @@ class _Rescues:
 
 def _hit_layers(net: Network, damage: Damage) -> tuple[str, ...]:
     """Layers whose units the damage kills at its full dose."""
-    hit = damage.at(1.0)(net, stream(0, "reach")) if damage.site.dose.relative else net
+    site, rng = damage.site, stream(0, "reach")
+    if site.dose.relative and isinstance(site, RandomUnits | RankedUnits):
+        # By name: where all units of a layer die, all weights of what reads them are zero, and it seems dead too.
+        named = {unit.layer for unit in site.units(net, 1.0, rng)}
+        return tuple(group.layer for group in Anatomy.of(net).groups if group.layer in named)
+    hit = damage.at(1.0)(net, rng) if site.dose.relative else net
     return tuple(layer for layer, dead in Anatomy.of(net).dead(hit).items() if bool(dead.any()))
 
 

@@ -96,7 +96,8 @@ def _walk(
         if event <= regime.events - regime.rest and regime.dose > 0:
             struck = _strike(whole, damage, regime.dose, stream(seed, "event", event))
             if struck is whole and event == 1:
-                raise InputError("survive(dose)", "a dose that hits at least one unit or entry", regime.dose)
+                remedy = "Take a larger one; on the command line by --dose-per-event and --turnover-rates."
+                raise InputError("survive(dose)", "a dose that hits at least one unit or entry", regime.dose, remedy)
             if struck is whole and isinstance(mode, Attrition):
                 return  # nothing is left
         gone = _dead(struck, groups) - _dead(whole, groups)
