@@ -19,7 +19,7 @@ from planaria.core.devices import check_autocast
 from planaria.core.errors import InputError
 from planaria.core.memory import at_once
 from planaria.core.port import PLAIN, Inputs, Port
-from planaria.core.trees import Entries, Weights, digest
+from planaria.core.trees import Entries, Weights, digest, subtract
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -248,6 +248,24 @@ class Network:
         """
         moved = {name: law(self.weights[name], to, self.plasticity[name]) for name, to in target.items()}
         return self.with_weights(moved)
+
+    def __sub__(self, other: Network) -> Weights:
+        """The displacement that leads from another network to this one: difference of the weights, name by name.
+
+        Raises:
+            InputError: If the other has weights of other names or shapes.
+
+        Example:
+            >>> net = Network.of(nn.Linear(1, 1))
+            >>> net.with_weights({"bias": net.weights["bias"] + 2}) - net
+            {'weight': tensor([[0.]]), 'bias': tensor([2.])}
+        """
+        if not isinstance(other, Network):
+            return NotImplemented
+        _fit("Network - Network", other.weights, self.weights)
+        if missing := [name for name in self.weights if name not in other.weights]:
+            raise InputError("Network - Network", "networks with the same weights", f"one without {missing[0]!r}")
+        return subtract(self.weights, other.weights)
 
     def to_module(self) -> nn.Module:
         """An ordinary, independent module with these weights, in eval mode.
