@@ -58,6 +58,7 @@ from planaria.repair.against import B3, SAM, DamageRepair, Dropout, Plain, Targe
 from planaria.repair.distil import Distil
 from planaria.repair.harden import Harden
 from planaria.repair.incoming import GradMax
+from planaria.repair.recover import Recorded, Recover
 from planaria.repair.refit import Refit, Sidecar, Teacher
 from planaria.repair.regrow import Recycle, Regrow, Ripen
 from planaria.repair.restart import Restart
@@ -687,6 +688,12 @@ def teacher(case: NetworkCase) -> Teacher:
     return Teacher(case.network(), case.inputs(32, "moments"))
 
 
+def recorded(case: NetworkCase) -> Recorded:
+    """What the intact network said to unlabelled inputs."""
+    inputs = case.inputs(6, "moments")
+    return Recorded(inputs, case.network()(inputs))
+
+
 def _retrain(case: NetworkCase) -> Retrain:
     return Retrain(case.task(), SGD(0.05, momentum=0.9, decay=0.01), batch=8)
 
@@ -742,6 +749,8 @@ _FLOW_ROWS = (
     Row("restart-retrain", lambda case: after(Restart(), _retrain(case))),
     Row("refit-sidecar", lambda case: Refit(sidecar(case.name)), draws=False),
     Row("refit-teacher", lambda case: Refit(teacher(case)), draws=False),
+    Row("recover", lambda case: Recover(Teacher(case.network(), case.inputs(6, "moments")), 2, limit=3), draws=False),
+    Row("recover-recorded", lambda case: Recover(recorded(case), limit=3), draws=False),
     Row("refit-retrain", lambda case: after(settle(Refit(sidecar(case.name))), _retrain(case))),
     Row(
         "turnover",
@@ -753,7 +762,7 @@ _FLOW_ROWS = (
 FLOWS: dict[str, Row] = {row.name: row for row in _FLOW_ROWS}
 
 # The four flows that everything else is built from run on every network, all flows on a few very different ones.
-_EVERYWHERE = ("retrain-sgd", "regrow-retrain", "refit-sidecar", "refit-teacher")
+_EVERYWHERE = ("retrain-sgd", "regrow-retrain", "refit-sidecar", "refit-teacher", "recover")
 _VARIED = ("mlp-relu", "cnn-batchnorm", "dropout", "transformer-pre-norm", "tokens-tied")
 FLOWS_ON_NETWORKS: list[tuple[NetworkCase, Row]] = [
     (case, row)

@@ -37,6 +37,24 @@ if TYPE_CHECKING:
     from planaria.damage.sites import RandomUnits as RandomUnits
     from planaria.damage.sites import RankedUnits as RankedUnits
     from planaria.damage.sites import rank as rank
+    from planaria.geometry.align import ByActivations as ByActivations
+    from planaria.geometry.align import ByWeights as ByWeights
+    from planaria.geometry.align import align as align
+    from planaria.geometry.bend import Bezier as Bezier
+    from planaria.geometry.connect import connect as connect
+    from planaria.geometry.embed import Embedding as Embedding
+    from planaria.geometry.embed import embed as embed
+    from planaria.geometry.geodesic import Geodesic as Geodesic
+    from planaria.geometry.greedy import Greedy as Greedy
+    from planaria.geometry.metric import Metric as Metric
+    from planaria.geometry.outputs import Euclidean as Euclidean
+    from planaria.geometry.outputs import Fisher as Fisher
+    from planaria.geometry.outputs import LossHessian as LossHessian
+    from planaria.geometry.path import Path as Path
+    from planaria.geometry.spectrum import Spectrum as Spectrum
+    from planaria.geometry.straight import Straight as Straight
+    from planaria.geometry.symmetry import permute as permute
+    from planaria.geometry.symmetry import symmetries as symmetries
     from planaria.measure.datasets import task as task
     from planaria.measure.scaling import finite_size as finite_size
     from planaria.measure.scores import Score as Score
@@ -59,6 +77,8 @@ if TYPE_CHECKING:
     from planaria.repair.harden import Harden as Harden
     from planaria.repair.incoming import Drawn as Drawn
     from planaria.repair.incoming import GradMax as GradMax
+    from planaria.repair.recover import Recorded as Recorded
+    from planaria.repair.recover import Recover as Recover
     from planaria.repair.refit import Refit as Refit
     from planaria.repair.refit import Teacher as Teacher
     from planaria.repair.refit import refit as refit
@@ -78,24 +98,32 @@ if TYPE_CHECKING:
     from planaria.study.groupings import BySelectivity as BySelectivity
     from planaria.study.harden import Contest as Contest
     from planaria.study.harden import harden as harden
+    from planaria.study.invariance import invariance as invariance
     from planaria.study.lesions import lesion_study as lesion_study
+    from planaria.study.plane import Plane as Plane
     from planaria.study.portrait import portrait as portrait
     from planaria.study.regime import Attrition as Attrition
     from planaria.study.regime import Turnover as Turnover
     from planaria.study.rescue import Criterion as Criterion
     from planaria.study.rescue import compare as compare
     from planaria.study.rescue import rescue as rescue
+    from planaria.study.resilience import resilience as resilience
+    from planaria.study.resilient import Resilience as Resilience
     from planaria.study.respond import respond as respond
     from planaria.study.schedule import Beforehand as Beforehand
     from planaria.study.schedule import Schedule as Schedule
     from planaria.study.schedule import leave as leave
     from planaria.study.selectivity import selectivity as selectivity
+    from planaria.study.surface import surface as surface
+    from planaria.study.surface_map import Surface as Surface
     from planaria.study.survive import survive as survive
     from planaria.study.survive import turnover_study as turnover_study
     from planaria.study.train import Recipe as Recipe
     from planaria.study.train import train as train
     from planaria.study.verdicts import judge as judge
     from planaria.study.vulnerability import vulnerability as vulnerability
+    from planaria.study.walk import Trajectory as Trajectory
+    from planaria.study.walk import walk as walk
     from planaria.sweep.ablate import Effects as Effects
     from planaria.sweep.ablate import ablate as ablate
     from planaria.sweep.between import scores_between as scores_between
@@ -166,6 +194,8 @@ _DOOR = {
     "SAM": "repair.against",
     "B3": "repair.against",
     "DamageRepair": "repair.against",
+    "Recorded": "repair.recover",
+    "Recover": "repair.recover",
     "Refit": "repair.refit",
     "refit": "repair.refit",
     "Teacher": "repair.refit",
@@ -178,6 +208,9 @@ _DOOR = {
     "Attrition": "study.regime",
     "Turnover": "study.regime",
     "turnover_study": "study.survive",
+    "walk": "study.walk",
+    "Trajectory": "study.walk",
+    "invariance": "study.invariance",
     "train": "study.train",
     "Recipe": "study.train",
     "load_weights": "measure.weights",
@@ -195,6 +228,29 @@ _DOOR = {
     "Flipped": "sweep.edges",
     "vulnerability": "study.vulnerability",
     "lesion_study": "study.lesions",
+    "resilience": "study.resilience",
+    "Resilience": "study.resilient",
+    "align": "geometry.align",
+    "ByWeights": "geometry.align",
+    "ByActivations": "geometry.align",
+    "symmetries": "geometry.symmetry",
+    "permute": "geometry.symmetry",
+    "connect": "geometry.connect",
+    "Path": "geometry.path",
+    "Straight": "geometry.straight",
+    "Bezier": "geometry.bend",
+    "Geodesic": "geometry.geodesic",
+    "Greedy": "geometry.greedy",
+    "embed": "geometry.embed",
+    "Embedding": "geometry.embed",
+    "Metric": "geometry.metric",
+    "Euclidean": "geometry.outputs",
+    "Fisher": "geometry.outputs",
+    "LossHessian": "geometry.outputs",
+    "Spectrum": "geometry.spectrum",
+    "surface": "study.surface",
+    "Surface": "study.surface_map",
+    "Plane": "study.plane",
     "ByLayer": "study.groupings",
     "ByCluster": "study.groupings",
     "BySelectivity": "study.groupings",

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from planaria.cli.commands.check import doctor, reproduce, units
-from planaria.cli.commands.measure import lesion, respond, survive, vulnerability
+from planaria.cli.commands.connect import connect
+from planaria.cli.commands.measure import landscape, lesion, resilience, respond, survive, vulnerability
 from planaria.cli.commands.prepare import harden, sidecar
 from planaria.cli.commands.rescue import demo, rescue
 
@@ -26,7 +27,22 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a --fail-under gate failed, 2 usage or input error, 4 refused as unsafe, "
     "5 environment problem, 130 / 143 stopped (the same command goes on).",
 )
-for _command in (demo, rescue, respond, vulnerability, lesion, survive, harden, sidecar, reproduce, units, doctor):
+for _command in (
+    demo,
+    rescue,
+    respond,
+    vulnerability,
+    lesion,
+    resilience,
+    connect,
+    landscape,
+    survive,
+    harden,
+    sidecar,
+    reproduce,
+    units,
+    doctor,
+):
     app.command()(_command)
 
 

@@ -19,6 +19,7 @@ from planaria.repair.distil import Distil
 from planaria.repair.dream import dream
 from planaria.repair.harden import Harden
 from planaria.repair.incoming import GradMax
+from planaria.repair.recover import Recover
 from planaria.repair.refit import Refit, Teacher
 from planaria.repair.regrow import Recycle, Regrow, Ripen
 from planaria.repair.restart import Restart
@@ -33,6 +34,9 @@ MEANINGS = {
     "sequential": "closed form, layer by layer, from unlabelled inputs and the intact network",
     "synthetic": "the same, from pink noise instead of inputs; no data at all",
     "sequential+distil": "sequential, then training towards the intact network's outputs on the same unlabelled inputs",
+    "recover": "in 20 small steps the survivors hold the outputs; as sequential, but dear: take few --inputs",
+    "obs": "the same in a single step (Optimal Brain Surgeon)",
+    "distil": "training towards the intact network's outputs on unlabelled inputs",
     "retrain": "strategy 1: gradient descent on the surviving sub-network",
     "regrow": "strategy 2 (text of the paper): embryonic units, --ratio times as plastic as the rest (10)",
     "regrow-new": "strategy 2 (caption of the paper): embryonic units, only these are trained",
@@ -48,7 +52,7 @@ MEANINGS = {
 }
 ALL = "all"
 """Word for every repair there is."""
-ON_REQUEST = ("synthetic", "sequential+distil", "gradmax", "ripen", "recycle", "faults")
+ON_REQUEST = ("synthetic", "sequential+distil", "recover", "obs", "distil", "gradmax", "ripen", "recycle", "faults")
 """Repairs that are run only when they are named: relatives of those that are run by default."""
 CLOSED_FORM = ("none", "refit", "sequential", "synthetic")
 """Repairs without gradients."""
@@ -172,11 +176,14 @@ def build_repairs(
         if name == "synthetic":
             assert net.inputs is not None
             return Refit(Teacher(net, dream(net.inputs, known, stream(0, "dream"), layout=net.port.layout)))
-        if name == "sequential+distil":
+        if name in {"recover", "obs"}:
+            source = Teacher(net, inputs)
+            return Recover(source) if name == "recover" else Recover(source, steps=1, limit=1)
+        if name.endswith("distil"):
             temperature = 4.0 if task.classes is not None else None
             batch, number = min(settings.batch, known), settings.updates
             distil = Distil(net, inputs, settings.build(), batch, temperature, horizon=number)
-            return after(settle(Refit(teacher)), distil)
+            return distil if name == "distil" else after(settle(Refit(teacher)), distil)
         if name == "ripen":
             return Ripen(Regrow(others=0.0), retrain(), over=max(1, settings.updates // 2))
         if name == "recycle":

@@ -18,6 +18,8 @@ from planaria.report import (
     hardening,
     lesion_figures,
     lesions,
+    resilience,
+    resilience_figures,
     scaling,
     survival,
     survival_figures,
@@ -46,8 +48,8 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: A result of `rescue`, `respond`, `survive`, `harden`, `vulnerability` or `lesion` as the command line
-            prints it with `--json`.
+        document: A result of `rescue`, `respond`, `survive`, `harden`, `vulnerability`, `lesion` or `resilience` as
+            the command line prints it with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -240,11 +242,48 @@ def _lesions(document: Document) -> Apart:
     return (lesions.headline(found), lesions.verdict(found)), sections
 
 
+def _resilience(document: Document) -> Apart:
+    found = resilience.Found.of(document)
+    sections = [
+        *_section(
+            "The map",
+            resilience_figures.map_figure(found),
+            table=resilience.layer_table(found),
+            otherwise="No unit has been measured, so there is no map.",
+        ),
+        *_section(
+            "Predicted against actual",
+            resilience_figures.scatter_figure(found),
+            table=resilience.guide_table(found),
+            note="Spearman's rank correlation of what is known beforehand with what silencing a unit does, with 95% "
+            "intervals. Map better by: difference from the map, units resampled, the same for both.",
+        ),
+        *_section(
+            "Units that are silent together",
+            table=resilience.set_table(found),
+            note="With cross terms: the change of the sum; as a sum: the sum of the changes of single units.",
+        ),
+        *_section("Stiff directions", resilience_figures.spectrum_figure(found)),
+        *_section(
+            "Break-down",
+            *(
+                draw(found, along)
+                for along in ("path", "count")
+                for draw in (resilience_figures.speed_figure, resilience_figures.score_figure)
+            ),
+            table=resilience.break_table(found),
+        ),
+        *_section("Notes", pairs=[("left out", str(note)) for note in found.result.get("notes") or ()], otherwise=""),
+    ]
+    return (resilience.headline(found), resilience.verdict(found)), sections
+
+
 _APART = {
     "survival": _survival,
     "hardening": _hardening,
     "vulnerability": _vulnerability,
     "lesion_study": _lesions,
+    "resilience": _resilience,
 }
 
 
@@ -285,6 +324,8 @@ def _facts(document: Document) -> list[dict[str, str]]:
         runs = vulnerability.fact(vulnerability.Found.of(document))
     if part(document, "lesion_study"):
         runs = lesions.fact(lesions.Found.of(document))
+    if part(document, "resilience"):
+        runs = resilience.fact(resilience.Found.of(document))
     facts = [
         (
             "Intact, test split",

@@ -28,6 +28,8 @@ def terms(document: Document) -> Terms:
         return basic[:1] + _vulnerability(document, say)
     if part(document, "lesion_study"):
         return basic[:1] + _lesions(say)
+    if part(document, "resilience"):
+        return basic[:1] + _resilience(document, say)
     found = basic
     if survival:
         found += _survival(document) + _work()
@@ -242,6 +244,42 @@ def _lesions(say: Notation) -> Terms:
             "Sum of what the units of a region cost when each is silenced alone. A region that costs more has units "
             "that stand in for each other.",
         ),
+        ("Chance", f"The {say.score_word} of guessing."),
+    ]
+
+
+def _resilience(document: Document, say: Notation) -> Terms:
+    found = part(document, "resilience")
+    fisher = str(found.get("of") or "").startswith("Fisher")
+    return [
+        (
+            "Gate vulnerability, predicted change",
+            "Mean over inputs of |J z|^2: z is what a unit emits, J the derivative of the outputs by it. First-order "
+            "squared change of the outputs when the unit is silenced; dead units have none.",
+        ),
+        *(
+            [("Fisher", "Changes are measured after softmax: those that move no probability count nothing.")]
+            if fisher
+            else []
+        ),
+        ("Actual change", "Mean squared change of the outputs with the unit really silenced, on the same inputs."),
+        (
+            "Cross terms",
+            "Units silenced together change the outputs by the sum of what each changes, to first order; its square "
+            "holds products of two units, which the sum of their squares leaves out.",
+        ),
+        ("Outgoing norm", "Norm of the weights by which a unit is read; what magnitude pruning goes by."),
+        (
+            "Stiff direction, effective dimension",
+            "A direction of weight space whose eigenvalue of the metric exceeds a share of the largest. Effective "
+            "dimension: sum of l / (l + mu) over the eigenvalues l, mu one thousandth of the largest.",
+        ),
+        (
+            "Break-down",
+            f"First place at which the speed is over 3 times that at the start, or the {say.score_word} has lost what "
+            "is allowed. Medians count lesions without one as later.",
+        ),
+        ("Interval", "95% confidence interval: over units for guides and slope, over random lesions for curves."),
         ("Chance", f"The {say.score_word} of guessing."),
     ]
 

@@ -423,3 +423,237 @@ def lesion(
         expect=expect_score,
     )
     finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
+
+
+def resilience(
+    model: Model = "mlp",
+    weights: Weights = None,
+    trust: Trust = False,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            "--metric",
+            help="How changes of outputs are measured: logits, as they are; fisher or fisher:TEMPERATURE, after "
+            "softmax.",
+            rich_help_panel="How",
+        ),
+    ] = "logits",
+    examples: Annotated[
+        int | None,
+        typer.Option("--inputs", min=2, help="Unlabelled inputs of the map; 512.", rich_help_panel="How"),
+    ] = None,
+    sample: Annotated[
+        int,
+        typer.Option(
+            "--sample", min=0, help="Units that are really silenced one by one; 0: all.", rich_help_panel="Damage"
+        ),
+    ] = 50,
+    set_size: Annotated[
+        int, typer.Option("--set-size", min=0, help="Units of the sets; 0: no sets.", rich_help_panel="Damage")
+    ] = 5,
+    spectrum: Annotated[
+        bool,
+        typer.Option("--spectrum/--no-spectrum", help="Count the stiff directions.", rich_help_panel="How"),
+    ] = True,
+    dose: Annotated[
+        float,
+        typer.Option("--dose", help="Share of every layer's units that a lesion takes.", rich_help_panel="Damage"),
+    ] = 0.5,
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", min=0, help="Random lesions; 10. 0: no break-down.", rich_help_panel="Damage"),
+    ] = None,
+    points: Annotated[
+        int, typer.Option("--points", min=2, help="Places along a path of damage.", rich_help_panel="Damage")
+    ] = 21,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    autocast: Autocast = None,
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict what losing each unit does from derivatives, hold it against real deletions, find the break-down point.
+
+    Leaves a map of gate vulnerability, worst sets with cross terms, the spectrum of the metric and speed curves.
+    """
+    from planaria.cli.inputs import words
+    from planaria.cli.resiling import Options, run
+
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
+    options = Options(
+        metric=metric,
+        inputs=examples,
+        sample=sample,
+        set_size=set_size,
+        spectrum=spectrum,
+        dose=dose,
+        repeats=repeats,
+        points=points,
+        kinds=words(kinds),
+        layers=words(layers),
+        expect=expect_score,
+    )
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
+
+
+def landscape(
+    model: Model = "mlp",
+    weights: Weights = None,
+    trust: Trust = False,
+    task: TaskText = "digits",
+    data_dir: DataDir = None,
+    expect_score: Expect = None,
+    train_epochs: Epochs = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode",
+            help="attrition: dead units stay dead; turnover: they return as embryonic ones after --delay events.",
+            rich_help_panel="Damage",
+        ),
+    ] = "attrition",
+    dose_per_event: Annotated[
+        float,
+        typer.Option("--dose-per-event", help="Fraction of units hit by each event.", rich_help_panel="Damage"),
+    ] = 0.05,
+    events: Annotated[
+        int | None,
+        typer.Option("--events", min=1, help="Damage events; 20, turnover 30.", rich_help_panel="Damage"),
+    ] = None,
+    delay: Annotated[
+        int | None,
+        typer.Option("--delay", min=1, help="Events a unit is dead for in turnover; 5.", rich_help_panel="Damage"),
+    ] = None,
+    damage: DamageText = None,
+    pooled: Pooled = False,
+    kinds: Kinds = None,
+    layers: Layers = None,
+    tap: Taps = None,
+    repair: Annotated[
+        str,
+        typer.Option(
+            "--repair",
+            help="After every event: retrain, refit+retrain, sequential, and others that leave dead units dead.",
+            rich_help_panel="Repair",
+        ),
+    ] = "retrain",
+    updates: Annotated[
+        int | None,
+        typer.Option("--updates", help="Budget of every event, in retraining updates; 20.", rich_help_panel="Repair"),
+    ] = None,
+    batch: Batch = None,
+    optimiser: Optimiser = "adam",
+    rate: Rate = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="In the good set: validation score within this of the intact one.",
+            rich_help_panel="Repair",
+        ),
+    ] = 0.02,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            "--pairs",
+            min=1,
+            help="Pairs of networks that are joined in each group, every two of as many networks as that takes; 190, "
+            "those of 20 networks.",
+            rich_help_panel="Landscape",
+        ),
+    ] = None,
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves",
+            help="Join up to 10 pairs of repaired networks whose straight line leaves the good set by Bezier curves.",
+            rich_help_panel="Landscape",
+        ),
+    ] = False,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Of the pictures: pca, mds, isomap, tsne, umap; by default all that are installed.",
+            rich_help_panel="Landscape",
+        ),
+    ] = None,
+    grid: Annotated[
+        int | None,
+        typer.Option(
+            "--grid",
+            min=0,
+            help="Points of each side of the surfaces of the loss, odd; 51. 0: no surfaces.",
+            rich_help_panel="Landscape",
+        ),
+    ] = None,
+    inputs: Annotated[
+        int, typer.Option("--inputs", min=1, help="Test inputs of the surfaces.", rich_help_panel="Landscape")
+    ] = 5000,
+    span: Annotated[
+        float,
+        typer.Option(
+            "--span",
+            help="How far the surface in random directions reaches, in lengths of the weights of each filter.",
+            rich_help_panel="Landscape",
+        ),
+    ] = 1.0,
+    seed: Seed = 0,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Walks; 5.", rich_help_panel="How")] = None,
+    device: Device = "cpu",
+    autocast: Autocast = None,
+    threads: Threads = 1,
+    quick: Quick = False,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the networks of a damage-repair walk form a connected set? With controls, pictures, and surfaces of the loss.
+
+    The controls are the same training without damage, random displacement, networks trained alike, untrained ones.
+    """
+    from planaria.cli.inputs import DamageChoice, words
+    from planaria.cli.landscaping import Options, run
+
+    subject = subject_of(
+        model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
+    )
+    options = Options(
+        mode=mode,
+        dose=dose_per_event,
+        events=events,
+        delay=delay,
+        damage=DamageChoice(damage, not pooled, "random", words(kinds), words(layers)),
+        repair=repair,
+        updates=updates,
+        batch=batch,
+        optimiser=optimiser,
+        rate=rate,
+        tolerance=tolerance,
+        pairs=pairs,
+        curves=curves,
+        methods=words(methods),
+        grid=grid,
+        inputs=inputs,
+        span=span,
+        seeds=seeds,
+        expect=expect_score,
+    )
+    finish(run(subject, options, screen_of(out, fresh, dry_run, as_json, quiet)))
