@@ -19,7 +19,7 @@ from planaria.repair.distil import Distil
 from planaria.repair.dream import dream
 from planaria.repair.harden import Harden
 from planaria.repair.incoming import GradMax
-from planaria.repair.recover import Recover
+from planaria.repair.recover import Recover, affordable
 from planaria.repair.refit import Refit, Teacher
 from planaria.repair.regrow import Recycle, Regrow, Ripen
 from planaria.repair.restart import Restart
@@ -34,7 +34,7 @@ MEANINGS = {
     "sequential": "closed form, layer by layer, from unlabelled inputs and the intact network",
     "synthetic": "the same, from pink noise instead of inputs; no data at all",
     "sequential+distil": "sequential, then training towards the intact network's outputs on the same unlabelled inputs",
-    "recover": "in 20 small steps the survivors hold the outputs; as sequential, but dear: take few --inputs",
+    "recover": "in 20 small steps the survivors hold the outputs, on as many --inputs as the budget allows",
     "obs": "the same in a single step (Optimal Brain Surgeon)",
     "distil": "training towards the intact network's outputs on unlabelled inputs",
     "retrain": "strategy 1: gradient descent on the surviving sub-network",
@@ -177,8 +177,10 @@ def build_repairs(
             assert net.inputs is not None
             return Refit(Teacher(net, dream(net.inputs, known, stream(0, "dream"), layout=net.port.layout)))
         if name in {"recover", "obs"}:
-            source = Teacher(net, inputs)
-            return Recover(source) if name == "recover" else Recover(source, steps=1, limit=1)
+            # A walk that the budget cuts short is worth little: rather one with fewer inputs.
+            number = 20 if name == "recover" else 1
+            few = inputs[: affordable(net, inputs, settings.budget(net, task).amount, number)]
+            return Recover(Teacher(net, few), steps=number, limit=None if name == "recover" else 1)
         if name.endswith("distil"):
             temperature = 4.0 if task.classes is not None else None
             batch, number = min(settings.batch, known), settings.updates
