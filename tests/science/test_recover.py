@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from planaria.core.network import Network
 from planaria.core.streams import stream
@@ -41,3 +43,32 @@ def test_the_path_beats_every_refit_from_the_same_inputs_on_mnist(data_root: Pat
         *_, last = Recover(Teacher(net, inputs))(lesioned, stream(seed, "recover"))
         assert last.cost.labels == 0
         assert task.score(last.network) >= max(scores) + ahead, dose
+
+
+def digits_apart(seed: int) -> tuple[Task, Tensor]:
+    """1,300 digits to learn from and the rest to test on, drawn at random; and 100 of the former without labels."""
+    whole = load_task("digits")
+    parts = (whole.train, whole.validation, whole.test)
+    inputs, targets = torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
+    order = torch.randperm(len(inputs), generator=stream(seed, "split"))
+    seen, unseen = order[:1300], order[1300:]
+    check = (inputs[seen[:100]], targets[seen[:100]])
+    task = Task.of("digits", (inputs[seen], targets[seen]), (inputs[unseen], targets[unseen]), validation=check)
+    return task, inputs[seen[torch.randperm(1300, generator=stream(seed, "calibration"))[:100]]]
+
+
+def test_from_a_hundred_digits_without_labels_a_fifth_of_the_units_regains_the_function() -> None:
+    intact, recovered, refitted = [], [], []
+    for seed in range(10):
+        task, inputs = digits_apart(seed)
+        net = train(build("mlp:64-60-10", (64,), 10, seed), task, Recipe(60, batch=100, rate=0.05), seed=seed)[0]
+        lesioned = DEATH.at(0.8)(net, stream(seed, "lesion"))
+        *_, last = Recover(Teacher(net, inputs))(lesioned, stream(seed, "recover"))
+        refit = next(Refit(Teacher(net, inputs))(lesioned, stream(seed, "refit"))).network
+        for kept, one in ((intact, net), (recovered, last.network), (refitted, refit)):
+            kept.append(task.score(one))
+    lost = [one - other for one, other in zip(intact, recovered, strict=True)]
+    # Measured: 0.7 points less than the intact networks on average, 2.4 at most; refitted ones lose 6.
+    assert max(lost) <= 0.03
+    assert sum(lost) <= 10 * 0.012
+    assert sum(recovered) >= sum(refitted) + 10 * 0.03

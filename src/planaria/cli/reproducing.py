@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 from planaria.campaign.files import write_atomic
 from planaria.cli.screen import Screen
 from planaria.core.errors import InputError, nearest
-from planaria.report import hardening, survival
+from planaria.report import connection, hardening, landscape, resilience, survival
 from planaria.report.words import headline
 from planaria.version import version
 
 STRATEGIES = "none,refit,retrain,regrow,regrow-new,gradmax,ripen"
 COUNTED = "none,refit,retrain,iterative,extra,dropout,scratch"
+UNLABELLED = "none,refit,sequential,obs,recover,distil,retrain"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,14 @@ class Part:
     quick: str
 
 
-_HEADLINES = {"harden": hardening.headline, "survive": survival.headline}
+_HEADLINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "harden": hardening.headline,
+    "survive": survival.headline,
+    "resilience": lambda document: resilience.headline(resilience.Found.of(document)),
+    "connect": lambda document: connection.headline(connection.Found.of(document)),
+    "landscape": lambda document: landscape.headline(landscape.Found.of(document)),
+}
+"""Command -> its result in a sentence, where that is told in its own way."""
 FIGURES: dict[str, tuple[str, tuple[Part, ...]]] = {
     "rescue-fig1": (
         "How networks fail as units are deleted, and whether there is a transition.",
@@ -86,6 +95,63 @@ FIGURES: dict[str, tuple[str, tuple[Part, ...]]] = {
                 f"--draws 5 --repairs {COUNTED}",
                 f"rescue --model mlp:64-100-10 --pooled --quick --repairs {COUNTED}",
             ),
+        ),
+    ),
+    "rescue-fig4": (
+        "Networks of damage-repair walks as a set: retention, lines between them, pictures, surfaces; with controls.",
+        (
+            Part(
+                "attrition",
+                "landscape --model mlp:784-400-10 --task mnist?validation=1000",
+                "landscape --model mlp:64-100-10 --quick",
+            ),
+            Part(
+                "turnover",
+                "landscape --model mlp:784-400-10 --task mnist?validation=1000 --mode turnover",
+                "landscape --model mlp:64-100-10 --quick --mode turnover",
+            ),
+        ),
+    ),
+    "resilience-map": (
+        "What derivatives say that losing each unit costs, beside real deletions; where damage breaks down.",
+        (
+            Part(
+                "mlp-1",
+                "resilience --model mlp:784-400-10 --task mnist --sample 200",
+                "resilience --model mlp:64-100-10 --quick",
+            ),
+            Part("mlp-2", "resilience --model mlp:784-300-100-10 --task mnist --sample 200", ""),
+            Part("fisher", "resilience --model mlp:784-300-100-10 --task mnist --sample 200 --metric fisher", ""),
+            Part("cnn", "resilience --model cnn2:16-32-128 --task cifar10?test=2000 --sample 100", ""),
+        ),
+    ),
+    "recovery-table": (
+        "Repairs without labels, a path of small steps among them, beside retraining, at matched work.",
+        (
+            Part(
+                "digits",
+                f"rescue --model mlp:64-60-10 --doses 0.7,0.8,0.9 --repairs {UNLABELLED} --inputs 100 --updates 5000 "
+                "--every 100 --draws 5",
+                f"rescue --model mlp:64-60-10 --doses 0.8 --repairs {UNLABELLED} --inputs 100 --updates 1000 "
+                "--every 100 --quick",
+            ),
+            Part(
+                "mlp-2",
+                f"rescue --model mlp:784-300-100-10 --task mnist?validation=1000 --doses 0.7,0.8,0.9 --repairs "
+                f"{UNLABELLED} --inputs 1024 --updates 8000 --every 400 --draws 5",
+                "",
+            ),
+        ),
+    ),
+    "mode-connection": (
+        "Whether two networks trained apart are connected, along which ways, and what finding the path costs.",
+        (
+            Part(
+                "mlp",
+                "connect --model mlp:784-256-256-256-10 --task mnist?validation=1000",
+                "connect --model mlp:64-100-10 --quick",
+            ),
+            Part("cnn", "connect --model cnn --task digits?flat=0", ""),
         ),
     ),
     "table-hardening": (

@@ -114,7 +114,7 @@ def run(subject: inputs.Subject, options: Options, screen: Screen) -> int:
 def _work(current: Run, plan: Plan, screen: Screen) -> tuple[dict[str, Any], Survival, Resilience | None]:
     """Walks, comparison of rates, files; returns the document and what it was made of."""
     repairs, sidecar = build_repairs(plan.names, current.net, current.task, plan.settings)
-    flows = _flows(repairs)
+    flows = flows_of(repairs)
     result = collect(_walks(current, plan, flows, screen), plan.regime, current.net, current.task)
     for note in _overspent(result):
         current.document["warnings"].append(note)
@@ -201,8 +201,12 @@ def _overspent(result: Survival) -> list[str]:
     return notes
 
 
-def _flows(repairs: Mapping[str, object]) -> dict[str, Flow]:
+def flows_of(repairs: Mapping[str, object], option: str = "--repairs") -> dict[str, Flow]:
     """The repairs, all of them flows that leave dead units dead.
+
+    Args:
+        repairs: Name -> repair.
+        option: That named them.
 
     Raises:
         InputError: On a schedule, or on one that regrows.
@@ -211,10 +215,10 @@ def _flows(repairs: Mapping[str, object]) -> dict[str, Flow]:
     for name, repair in repairs.items():
         if not isinstance(repair, Flow):
             remedy = "A schedule brings damage of its own; here damage is the stream. Use retrain."
-            raise InputError("--repairs", "flows, such as retrain", repr(name), remedy)
+            raise InputError(option, "flows, such as retrain", repr(name), remedy)
         if isinstance(repair, After) and isinstance(repair.operator, Regrow):
             remedy = "Use --mode turnover, in which dead units return as embryonic ones, with retrain."
-            raise InputError("--repairs", "repairs that leave dead units dead", repr(name), remedy)
+            raise InputError(option, "repairs that leave dead units dead", repr(name), remedy)
         found[name] = repair
     return found
 
@@ -234,7 +238,7 @@ def _plan(subject: inputs.Subject, options: Options, screen: Screen) -> Plan:
     settings.build()
     sketch = inputs.tapped(Network.of(prepared.model, task.train.examples), subject.taps)
     # Those from a sidecar are flows, and making one takes time.
-    _flows(build_repairs(tuple(name for name in names if not name.startswith("refit")), sketch, task, settings)[0])
+    flows_of(build_repairs(tuple(name for name in names if not name.startswith("refit")), sketch, task, settings)[0])
     damage = options.damage.on(sketch)
     within = settings.budget(sketch, task)
     delay = DELAY if options.delay is None else options.delay

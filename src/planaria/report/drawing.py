@@ -60,6 +60,7 @@ _KNOWN = {
     "sam": Style("#2F8FA8", "square", "dashdot"),
     "b3": Style("#6B8E23", "diamond", "dash"),
     "damage-repair": Style("#AA4499", "triangle-down"),
+    "without damage": Style("#009E73", "square", "dash"),
     "none": Style(MUTED, "cross"),
     "plain": Style(MUTED, "cross"),
 }

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from planaria.report import (
+    connection,
+    connection_figures,
     hardening,
+    landscape,
+    landscape_figures,
+    landscape_surfaces,
     lesion_figures,
     lesions,
     resilience,
@@ -48,8 +53,8 @@ def render(document: Document, *, folder: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        document: A result of `rescue`, `respond`, `survive`, `harden`, `vulnerability`, `lesion` or `resilience` as
-            the command line prints it with `--json`.
+        document: A result of `rescue`, `respond`, `survive`, `harden`, `vulnerability`, `lesion`, `resilience`,
+            `landscape` or `connect` as the command line prints it with `--json`.
         folder: Where the page will be; the result's files in the same folder become links.
 
     Returns:
@@ -278,12 +283,91 @@ def _resilience(document: Document) -> Apart:
     return (resilience.headline(found), resilience.verdict(found)), sections
 
 
+def _connection(document: Document) -> Apart:
+    found = connection.Found.of(document)
+    alignment = connection.alignment_sentence(found)
+    sections = [
+        *_section(
+            "Along the way",
+            connection_figures.loss_figure(found),
+            connection_figures.score_figure(found),
+            otherwise="No way could be tried.",
+        ),
+        *_section(
+            "Barriers",
+            table=connection.barrier_table(found),
+            note="Bold: the simplest way whose loss barrier on validation data is within the tolerance, else the one "
+            "with the least.",
+        ),
+        *_section(
+            "What it takes",
+            table=connection.cost_table(found),
+            note=f"Lengths are of the path of outputs on the test split ({connection.distance(found)}) and of the path "
+            "in weights. Passes: multiply-adds as forward passes over the training split, alignment included.",
+        ),
+        *_section("The two networks", table=connection.ends_table(found), pairs=connection.pairs(found)),
+        *_section(
+            "Alignment",
+            table=connection.symmetry_table(found),
+            note=alignment,
+            pairs=connection.left_out(found),
+            otherwise=alignment,
+        ),
+    ]
+    return (connection.headline(found), connection.verdict(found)), sections
+
+
+def _landscape(document: Document) -> Apart:
+    found = landscape.Found.of(document)
+    sections = [
+        *_section(
+            "The networks",
+            table=landscape.group_table(found),
+            pairs=landscape.meanings(found),
+            otherwise="The result holds no networks.",
+        ),
+        *_section(
+            "Do the walks stay?",
+            survival_figures.trajectory_figure(found.walks),
+            survival_figures.retention_figure(found.walks),
+        ),
+        *_section(
+            "Are they connected?",
+            landscape_figures.barrier_figure(found),
+            table=landscape.connection_table(found),
+            note="Inside: of the lines between two networks of the good set, those that stay in it. Level: of all "
+            "lines, those whose validation score never falls by more than the tolerance below that of their ends. "
+            "Brackets: 95% interval.",
+            otherwise="No two networks were joined.",
+        ),
+        *_section(
+            "Pictures of the networks",
+            *(landscape_figures.pictures_figure(found, of) for of in (landscape.NEAR, landscape.ALL)),
+            table=landscape.walk_table(found),
+            note="A picture of points in the plane always shows something. The table holds every walk against a random "
+            "walk of the same steps, and its order against shuffled ones.",
+            otherwise="No pictures were made.",
+        ),
+        *_section("What each picture keeps", table=landscape.picture_table(found)),
+        *_section(
+            "Surfaces of the loss",
+            *(landscape_surfaces.surface_figure(found, surface) for surface in found.surfaces),
+            table=landscape.surface_table(found),
+            otherwise="No surfaces were measured.",
+        ),
+        *_section("Notes", otherwise=landscape.notes(found)),
+    ]
+    return (landscape.headline(found), landscape.verdict(found)), sections
+
+
 _APART = {
+    "connection": _connection,
     "survival": _survival,
     "hardening": _hardening,
     "vulnerability": _vulnerability,
     "lesion_study": _lesions,
     "resilience": _resilience,
+    "landscape": _landscape,
 }
 
 
@@ -324,8 +408,12 @@ def _facts(document: Document) -> list[dict[str, str]]:
         runs = vulnerability.fact(vulnerability.Found.of(document))
     if part(document, "lesion_study"):
         runs = lesions.fact(lesions.Found.of(document))
+    if part(document, "connection"):
+        runs = connection.fact(connection.Found.of(document))
     if part(document, "resilience"):
         runs = resilience.fact(resilience.Found.of(document))
+    if part(document, "landscape"):
+        runs = landscape.fact(landscape.Found.of(document))
     facts = [
         (
             "Intact, test split",

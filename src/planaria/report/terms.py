@@ -28,8 +28,12 @@ def terms(document: Document) -> Terms:
         return basic[:1] + _vulnerability(document, say)
     if part(document, "lesion_study"):
         return basic[:1] + _lesions(say)
+    if part(document, "connection"):
+        return basic[:1] + _connection(document, say)
     if part(document, "resilience"):
         return basic[:1] + _resilience(document, say)
+    if part(document, "landscape"):
+        return basic + _landscape(say)
     found = basic
     if survival:
         found += _survival(document) + _work()
@@ -280,6 +284,81 @@ def _resilience(document: Document, say: Notation) -> Terms:
             "is allowed. Medians count lesions without one as later.",
         ),
         ("Interval", "95% confidence interval: over units for guides and slope, over random lesions for curves."),
+        ("Chance", f"The {say.score_word} of guessing."),
+    ]
+
+
+def _connection(document: Document, say: Notation) -> Terms:
+    told = [
+        (str(way["way"]), f"{str(way['words'])[:1].upper()}{str(way['words'])[1:]}.")
+        for way in records(part(document, "connection").get("ways"))
+        if way.get("words")
+    ]
+    return [
+        *told,
+        (
+            "Barrier",
+            f"Largest loss above the straight line between the losses of the two ends, or {say.score_word} below that "
+            "of the scores, over all points of a path that were visited.",
+        ),
+        (
+            "Alignment",
+            "The second network's units put in the order in which its weights are closest to the first's. What it "
+            "computes stays the same.",
+        ),
+        ("Length, energy", "Sums over a path of the distances between neighbours' outputs, and of their squares."),
+        ("Control", "The straight line from the first network to itself after some more training: no barrier."),
+        ("Interval", "95% confidence interval over inputs, at the worst point that was found."),
+        ("Chance", f"The {say.score_word} of guessing."),
+    ]
+
+
+def _landscape(say: Notation) -> Terms:
+    return [
+        (
+            "Good set",
+            f"Networks whose validation {say.score_word} is within the tolerance of the intact one. The test split "
+            "plays no part in it.",
+        ),
+        (
+            "Retention",
+            "Share of the networks of the good set that are in it again after the next event of damage and repair.",
+        ),
+        (
+            "Barrier",
+            "Largest drop of the score below the straight line between the scores of the ends; batch normalisation is "
+            "re-estimated on the way.",
+        ),
+        (
+            "Aligned",
+            "Units reordered to lie like those of the intact network, which leaves what a network computes as it is.",
+        ),
+        (
+            "Distance",
+            "Of weights: Euclidean. Of outputs: root mean square over inputs. Of probabilities: Jensen-Shannon.",
+        ),
+        (
+            "Trustworthiness, continuity",
+            "How far neighbours in the picture are true ones, and true ones shown as such: 1 is best, pictures of "
+            "points without structure come to 0.6 to 0.8. Believed from 0.9 on, where other seeds show the same.",
+        ),
+        ("Stress", "Root of the squared errors of the distances over the squared distances, at the best scale."),
+        (
+            "Overlap, disparity",
+            "Share of neighbours in common with other seeds; Procrustes disparity from them, 0 for one shape, 1 for "
+            "none in common.",
+        ),
+        ("Separation", "Mean silhouette of the groups of networks: 1 far apart, 0 mixed."),
+        (
+            "Random walk",
+            "In very many dimensions its steps are at right angles to each other, and its principal components draw it "
+            "as a smooth curve.",
+        ),
+        (
+            "Filter-normalised",
+            "A random direction whose part for each unit is as long as the weights of that unit.",
+        ),
+        ("Interval", "95% confidence interval; it allows for the networks and walks that pairs of networks share."),
         ("Chance", f"The {say.score_word} of guessing."),
     ]
 

@@ -572,8 +572,8 @@ def landscape(
         typer.Option(
             "--pairs",
             min=1,
-            help="Pairs of networks that are joined in each group, every two of as many networks as that takes; 190, "
-            "those of 20 networks.",
+            help="Pairs of networks that are joined in each group, every two of as many networks as that takes; 105, "
+            "those of 15 networks.",
             rich_help_panel="Landscape",
         ),
     ] = None,
@@ -630,7 +630,8 @@ def landscape(
     The controls are the same training without damage, random displacement, networks trained alike, untrained ones.
     """
     from planaria.cli.inputs import DamageChoice, words
-    from planaria.cli.landscaping import Options, run
+    from planaria.cli.landscape_plan import Options
+    from planaria.cli.landscaping import run
 
     subject = subject_of(
         model, weights, task, data_dir, device, threads, seed, train_epochs, tap, quick, trust, autocast
