@@ -190,10 +190,36 @@ def test_points_without_structure_are_not_believed() -> None:
     assert not any(": believed" in told for told in found.verdicts)
 
 
+def test_of_few_points_no_picture_is_called_faithful() -> None:
+    for count, few in ((9, True), (10, False)):
+        found = embed(distances_of(np.arange(float(count))[:, None]), methods=[PCA()])
+        assert min(found["PCA"].trustworthiness, found["PCA"].continuity) > 0.95
+        assert found["PCA"].faithful is not few
+        assert ("too few to tell" in found.verdicts[0]) is few
+
+
+@pytest.mark.parametrize("neighbours", [0, 5, 9])
+def test_trustworthiness_by_half_of_the_points_is_refused(neighbours: int) -> None:
+    true = distances_of(drawn(10, 3))
+    with pytest.raises(InputError, match="from 1 to below 5"):
+        trustworthiness(true, true, neighbours)
+
+
 def test_clusters_that_only_neighbour_embeddings_show_are_not_believed() -> None:
     found = embed(distances_of(drawn(24, 400)), methods=[*PLAIN, _Torn()])
     assert found["torn"].clusters is not None
     assert any("torn only" in told and "not believed" in told for told in found.verdicts)
+
+
+def test_a_row_of_points_that_a_picture_cuts_in_pieces_has_no_clusters() -> None:
+    row = np.arange(24.0)[:, None] + 0.1 * drawn(24, 1)
+    found = embed(distances_of(row), methods=[_Torn()])
+    shown = found["torn"].clusters
+    assert shown is not None
+    assert shown.in_distances > 0.5
+    assert shown.gap < 1.5
+    assert any("not believed, no gap lies between them" in told for told in found.verdicts)
+    assert not any(": believed" in told for told in found.verdicts)
 
 
 class _Torn:
@@ -325,7 +351,7 @@ def test_groups_and_walks_that_do_not_fit_are_refused() -> None:
         embed(true, groups=["a"])
     with pytest.raises(InputError, match="rows from 0 to 7"):
         embed(true, walks={"mine": [0, 1, 2, 3, 8]}, methods=[PCA()])
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="one or more"):
         embed(true, methods=[])
     with pytest.raises(InputError, match="one of PCA"):
         _ = embed(true, methods=[PCA()])["tsne"]

@@ -43,7 +43,7 @@ def quick(script: Path, folder: Path, *more: str) -> str:
 
 
 def test_every_example_is_known() -> None:
-    ours = ["lesion_heads", "own_network", "rescue_mlp", "weak_points", "lesion_study", "lstm"]
+    ours = ["geometry", "lesion_heads", "own_network", "rescue_mlp", "weak_points", "lesion_study", "lstm"]
     assert [script.stem for script in SCRIPTS] == sorted([*ours, *REBUILT, "bert_folder", "sentence_encoder"])
 
 
@@ -88,6 +88,23 @@ def test_the_first_example_saves_weights_that_an_ordinary_module_takes(tmp_path:
     model.load_state_dict(state)
     # Half of the first layer's neurons are deleted, and no repair has brought them back.
     assert int((state["2.weight"] == 0).all(0).sum()) == 32
+
+
+def test_outputs_are_stiff_in_some_directions_a_function_is_recovered_and_two_networks_are_joined(
+    tmp_path: Path,
+) -> None:
+    said = quick(FOLDER / "geometry.py", tmp_path)
+    step = re.search(r"stiffest (\d+\.\d+), at random (\d+\.\d+)", said)
+    scores = re.search(r"intact (0\.\d+), .*? deleted (0\.\d+)\nsequential +(0\.\d+).*?\nrecover +(0\.\d+)", said)
+    barriers = [
+        float(found) for found in re.findall(r"^(?:straight|aligned) +loss barrier (\d\.\d+)", said, re.MULTILINE)
+    ]
+    assert step and scores and len(barriers) == 2, said
+    assert float(step[1]) > 5 * float(step[2])
+    intact, damaged, sequential, recovered = map(float, scores.groups())
+    assert damaged < sequential < recovered <= intact + 0.02
+    assert barriers[1] < 0.5 * barriers[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_lstm_loses_to_a_lesion_and_gains_from_repairs(tmp_path: Path) -> None:

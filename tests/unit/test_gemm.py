@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from planaria.sweep import gemm
-from planaria.sweep.gemm import DEFAULT, ONEDNN, Route, fast_products, fastest_route
+from planaria.core import gemm
+from planaria.core.gemm import DEFAULT, ONEDNN, Route, fast_products, fastest_route
 
 SWITCH = torch.backends.mkldnn.matmul
 HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")

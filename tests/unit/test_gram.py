@@ -269,7 +269,7 @@ def test_examples_that_depend_on_each_other_are_not_mistaken_for_separate_ones()
 def test_wide_weights_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs = doubled(NETWORKS["transformer-pre-norm"], 7)
     whole = gram(net, inputs)
-    monkeypatch.setattr("planaria.geometry.gram._BYTES", 1 << 9)
+    monkeypatch.setattr("planaria.geometry.gram.BYTES", 1 << 9)
     assert apart(gram(net, inputs), whole) < 1e-12
     assert apart(gram(half_pinned(net), inputs), twin(half_pinned(net), inputs)) < 1e-10
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from cases import NETWORKS, trained
 from planaria.core.errors import InputError
-from planaria.core.motion import updates
+from planaria.core.motion import Cost, updates
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.core.trees import norm
@@ -48,6 +48,7 @@ from planaria.study.lines import Line, curved_lines, share_of_pairs, straight_li
 from planaria.study.regime import ATTRITION, Mode, Regime, Turnover
 from planaria.study.survive import survive
 from planaria.study.train import Recipe
+from planaria.study.walks import Event, Walk
 from purity import fingerprint, world
 
 DEATH = Damage(Silence(), RandomUnits(Dose("units")))
@@ -88,6 +89,10 @@ def test_pairs_that_all_agree_count_as_many_as_have_no_member_in_common() -> Non
     for flag in (True, False):
         assert share_of_pairs([flag] * 36, pairs) == wilson(4 * flag, 4)
     assert share_of_pairs([True], [(3, 8)]) == wilson(1, 1)
+    between = [pair for pair in pairs if pair[0] % 4 != pair[1] % 4]  # four walks: two pairs of walks
+    assert share_of_pairs([True] * len(between), between, lambda member: member % 4) == wilson(2, 2)
+    within = [pair for pair in pairs if pair[0] % 4 == pair[1] % 4]
+    assert share_of_pairs([True] * len(within), within, lambda member: member % 4) == wilson(4, 4)
     assert share_of_pairs([], []) is None
     with pytest.raises(InputError, match="one flag for each pair"):
         share_of_pairs([True], [(0, 1), (0, 2)])
@@ -323,6 +328,28 @@ def test_the_word_attractor_is_kept_for_turnover(turnover: bool) -> None:
     assert "attractor" not in json.dumps([stays, joined])
 
 
+@pytest.mark.parametrize(
+    ("gone", "back", "answer"),
+    [
+        (0, 0, "Invariant; whether it attracts is not tested"),
+        (1, 1, "Invariant; whether it attracts is not shown"),  # one return is no test
+        (5, 5, "Yes, in this sense"),
+        (5, 0, "No: most of what left it did not come back"),
+    ],
+)
+def test_the_word_attractor_needs_returns_enough_to_tell(gone: int, back: int, answer: str) -> None:
+    result = found(turnover=True)
+
+    def lived(seed: int) -> Walk:
+        out = 20 if seed < back else 200 if seed < gone else 0  # for one event, with or without time to come back
+        return Walk("repair", seed, 0.9, 0.9, 2, tuple(Event(n, 2, 0, 0, 0, n != out, Cost()) for n in range(1, 201)))
+
+    regime = replace(result.life.regime, events=200)
+    life = replace(result.life, walks=tuple(lived(seed) for seed in range(6)), regime=regime)
+    said = replace(result, life=life).verdicts[2]
+    assert said["answer"] == answer
+
+
 def test_the_result_is_plain_values_and_prints() -> None:
     result = found()
     plain = result.to_dict()
@@ -430,6 +457,11 @@ YES, NO, NONE = [True] * 15, [False] * 15, [None] * 15
         (connected(NO, REPAIRED, 0.5), connected(NO, UNDAMAGED, 0.5), "No, not told apart from the control"),
         (connected(NO, REPAIRED), connected(YES, UNDAMAGED), "Without barriers, though not every line stays inside, "),
         (connected(NONE, REPAIRED), connected(YES, UNDAMAGED), "Not tested"),
+        (
+            connected(YES, REPAIRED),  # the control is not as connected: nothing is trivial about it
+            connected([True] * 8 + [False] * 7, UNDAMAGED, 0.5),
+            "Yes, every line tested, not told apart from the control",
+        ),
         (
             connected([True] * 8 + [False] * 7, REPAIRED, 0.5),
             connected(YES, UNDAMAGED),

@@ -555,6 +555,33 @@ def test_a_spectrum_answers_in_numbers_and_words() -> None:
     assert json.loads(json.dumps(whole.to_dict()))["entries"] == 100
 
 
+def test_what_rounding_hides_is_said_and_lies_within_the_bounds() -> None:
+    rng = stream(0, "decaying")
+    scale = 10.0 ** -torch.linspace(0, 5, 40, dtype=torch.float64)  # eigenvalues over ten decades
+    x = torch.linalg.qr(torch.randn(40, 40, generator=rng, dtype=torch.float64)).Q * scale
+    precise = Metric(Network.of(nn.Linear(40, 1, bias=False).double(), x), x).eigh()
+    net = Network.of(nn.Linear(40, 1, bias=False), x.float())
+    g = Metric(net, x.float())
+    got = g.eigh()
+    largest = float(got.values[0])
+    assert precise.complete and len(precise.values) == precise.rank == 40
+    assert got.complete and 10 < len(got.values) < 40 and 0 < got.resolved < 1e-5 * largest
+    assert float(got.values[-1]) > got.resolved and got.to_dict()["resolved"] == got.resolved
+    assert f"all above {got.resolved:.2g}" in str(got)
+    known = precise.values[: len(got.values)]
+    assert float((got.values - known).abs().max()) < got.resolved
+    for mu in torch.logspace(-14, 1, 31).tolist():
+        true, found = precise.effective_dimension(mu * largest).best, got.effective_dimension(mu * largest)
+        assert found.low - 0.05 <= true <= found.high + 0.05
+        assert got.resilient_fraction(mu * largest).low == pytest.approx(1 - found.high / got.entries)
+    near, far = got.effective_dimension(0.1 * largest), got.effective_dimension(1e-9 * largest)
+    assert near.high - near.low < 1e-3 and far.high - far.low > 3
+    assert got.stiff(1e-3) == precise.stiff(1e-3)
+    with pytest.raises(InputError, match="double precision"):
+        got.stiff(0.1 * got.resolved / largest)
+    assert precise.stiff(1e-9) == int((precise.values > 1e-9 * float(precise.values[0])).sum())
+
+
 def test_the_default_geometry_is_euclidean() -> None:
     net, x = small()
     assert Metric(net, x).of == Euclidean()

@@ -21,6 +21,7 @@ from planaria.core.streams import stream
 from planaria.core.trees import Weights, equal
 from planaria.geometry.metric import Euclidean, Fisher, LossHessian, Metric
 from planaria.measure.data import Data
+from planaria.measure.statistics import Estimate
 from planaria.measure.task import Task
 from planaria.repair.against import B3
 from planaria.repair.training import Training
@@ -370,6 +371,39 @@ def test_a_better_guide_is_shown_to_be_one_and_an_equal_one_is_not() -> None:
     worse = Trials(tuple(replace(t, predicted=t.activation, activation=t.predicted) for t in found.trials))
     turned = worse.better(ACTIVATION, LOSS)
     assert turned is not None and turned[0].high < 0
+
+
+def test_a_perfect_rank_correlation_of_few_units_is_not_sure() -> None:
+    for count, low, high in ((4, -1.0, 0.0), (50, 0.99, 1.0)):
+        found = trials(count, 0.0).correlation(GATE, CHANGE)
+        assert found is not None and found.best == found.high == 1.0
+        assert low < found.low < high
+    up = trials(12, 0.0)
+    down = Trials(tuple(replace(t, actual=-t.actual) for t in up.trials)).correlation(GATE, CHANGE)
+    one = up.correlation(GATE, CHANGE)
+    assert one is not None and down == Estimate(-1.0, -1.0, -one.low)
+
+
+@pytest.mark.parametrize(
+    ("factor", "last", "answer"),
+    [(1.0, 1.0, "yes"), (0.5, 0.5, "the order, not the size"), (1.0, 1.7, "the order, the size is not settled")],
+)
+def test_the_size_of_a_prediction_is_judged_by_its_interval(
+    found: Resilience, factor: float, last: float, answer: str
+) -> None:
+    sizes = [*(float(n + 1) for n in range(59)), 300.0]  # the last change decides the slope
+    actual = [factor * size for size in sizes[:-1]] + [last * sizes[-1]]
+    rows = [Trial("0", n, x, 1.0, 1.0, y, None) for n, (x, y) in enumerate(zip(sizes, actual, strict=True))]
+    said = judge_resilience(replace(found, trials=Trials(tuple(rows))))[0]
+    assert said.answer.startswith(answer)
+
+
+def test_a_break_down_of_few_lesions_is_not_said_to_be_none(found: Resilience) -> None:
+    fast, slow = ((1.0, 1.0, 5.0), (1.0, 1.0, 1.0))
+    runs = tuple(Walked(fast if n == 0 else slow, (0.0, 1.0, 2.0), ()) for n in range(4))
+    curve = Breakdown(PATH, (0.0, 0.5, 1.0), (3,), runs, None)
+    answers = {verdict.question: verdict.answer for verdict in judge_resilience(replace(found, breakdowns=(curve,)))}
+    assert answers["Is there a break-down point along the path?"] == "in speed for less than half of the lesions"
 
 
 def test_too_few_or_endless_numbers_tell_nothing() -> None:

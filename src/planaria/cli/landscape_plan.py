@@ -21,6 +21,7 @@ from planaria.geometry.bend import Bezier
 from planaria.geometry.normalise import normalises
 from planaria.geometry.placing import TSNE, Method, usual
 from planaria.study.invariance import Survey
+from planaria.study.lines import known_inputs
 from planaria.study.plane import Plane
 from planaria.study.regime import Attrition, Regime, Turnover
 from planaria.study.rescue import Baseline, leave
@@ -31,8 +32,6 @@ from planaria.version import version
 
 METHODS = {"pca": "PCA", "mds": "MDS", "isomap": "Isomap", "tsne": "t-SNE", "umap": "UMAP"}
 """Word of an option -> how the names of its methods begin."""
-CALIBRATION = 500
-"""Training inputs from which normalisation statistics are re-estimated at every point of a surface."""
 UNLABELLED = 256
 """Inputs of the sequential refit."""
 
@@ -115,7 +114,7 @@ class Plan:
             points=self.grid,
             inputs=self.options.inputs,
             data=None,
-            calibration=task.train.inputs[:CALIBRATION] if normalises(net) else None,
+            calibration=known_inputs(task) if normalises(net) else None,
             seed=self.prepared.subject.seed,
         )
 

@@ -19,7 +19,7 @@ from planaria.geometry.greedy import Greedy
 from planaria.geometry.normalise import normalises
 from planaria.geometry.path import Path, check_alike, check_function
 from planaria.geometry.profile import Profile, profile
-from planaria.geometry.straight import Straight, Way, aligned
+from planaria.geometry.straight import Straight, Way, aligned, positive
 from planaria.measure.data import Data
 from planaria.measure.statistics import finite
 from planaria.measure.task import Task
@@ -143,6 +143,7 @@ def connect(
         tolerance = _tolerance(task)
     elif not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
         raise InputError("connect(tolerance)", "a finite number of at least 0", repr(tolerance))
+    positive("connect(calibration)", calibration, whole=True)
     known = None
     if normalises(a):
         rows = torch.randperm(len(task.train), generator=stream(seed, "connect", "calibration"))[:calibration]
@@ -175,7 +176,7 @@ def _ways(by: Way | Sequence[Way] | None) -> tuple[Way, ...]:
     if by is None:
         return Straight(), aligned(), Bezier(), Geodesic(), Greedy()
     ways = tuple(by) if isinstance(by, Sequence) else (by,)
-    if not ways or not all(callable(way) for way in ways):
+    if not ways or not all(callable(way) and not isinstance(way, type) for way in ways):
         expected = "one way or more: Straight(), Bezier(), Geodesic(), Greedy()"
         raise InputError("connect(by)", expected, repr(by))
     return ways

@@ -111,7 +111,7 @@ def answer_distances(nets: Sequence[Network], inputs: Tensor) -> Tensor:
         >>> answer_distances([sure, other], torch.zeros(3, 1))[0].round(decimals=4).tolist()
         [0.0, 0.8326]
 
-    Source: Lin 1991, "Divergence measures based on the Shannon entropy"; its root is a metric (Endres & Schindelin
+    Source: Lin 1991, "Divergence measures based on the Shannon entropy"; its root is a distance (Endres & Schindelin
     2003).
     """
     nets = _some(nets, inputs, "answer_distances")
@@ -153,6 +153,7 @@ def _some(nets: Sequence[Network], inputs: Tensor, where: str) -> list[Network]:
 
 def _outputs(nets: Sequence[Network], inputs: Tensor, where: str) -> Iterator[Tensor]:
     """Outputs of all networks, [networks, some examples, ...], as many examples at a time as fit."""
+    inputs = inputs.to(nets[0].device)
     numbers = nets[0](inputs[:1]).numel()
     for some in inputs.split(max(1, ROOM // (8 * len(nets) * max(1, numbers)))):
         outputs = [net(some) for net in nets]

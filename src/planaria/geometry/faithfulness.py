@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from planaria.core.errors import InputError
 from planaria.measure.statistics import Floats
 
 Labels = NDArray[np.int64]
@@ -66,9 +67,14 @@ def trustworthiness(true: Floats, shown: Floats, neighbours: int) -> float:
         shown: Distances [n, n].
         neighbours: k, below n / 2.
 
+    Raises:
+        InputError: Another k, for which the formula is none.
+
     Source: Venna and Kaski, 2001.
     """
     count = len(true)
+    if not 1 <= neighbours < count / 2:
+        raise InputError("trustworthiness(neighbours)", f"a number from 1 to below {count / 2:g}", neighbours)
     order = neighbours_of(true, count - 1)
     ranks = np.zeros((count, count))
     np.put_along_axis(ranks, order, np.broadcast_to(np.arange(1.0, count), order.shape), axis=1)

@@ -11,11 +11,11 @@ from torch import Generator, Tensor
 from planaria.core.devices import clock
 from planaria.core.motion import Cost
 from planaria.core.network import Network
-from planaria.core.trees import Weights, dot, norm
+from planaria.core.trees import dot, norm
 from planaria.geometry.geodesic import Geodesic
 from planaria.geometry.metric import Metric
 from planaria.geometry.normalise import normalises, renormalised
-from planaria.geometry.path import Path, Polygon
+from planaria.geometry.path import Path, Polygon, towards
 from planaria.geometry.straight import Way, begin, positive
 from planaria.measure.task import Task
 
@@ -74,7 +74,7 @@ class Greedy:
         rows = torch.randperm(len(task.train), generator=rng)[: self.inputs]
         inputs = task.train.inputs[rows].to(a.device)
         first, last = line.knots[0], line(1.0)
-        walks, spent, taken, gap = [_Walk(first), _Walk(last)], Cost(), 0, float(norm(_real(last - first)))
+        walks, spent, taken, gap = [_Walk(first), _Walk(last)], Cost(), 0, float(norm(towards(first, last)))
         whole = gap
         for count in range(2 * self.steps):
             if gap <= self.step:
@@ -82,7 +82,7 @@ class Greedy:
             one, other = walks[count % 2], walks[1 - count % 2]
             cost = self._advance(one, other.now, inputs)
             spent, taken = spent + cost, taken + 1
-            left = float(norm(_real(other.now - one.now)))
+            left = float(norm(towards(one.now, other.now)))
             if left >= gap:
                 break
             gap = left
@@ -100,12 +100,12 @@ class Greedy:
     def _advance(self, walk: _Walk, target: Network, inputs: Tensor) -> Cost:
         """One step of a walk towards a network."""
         net = walk.now
-        towards = _real(target - net)
-        length = float(norm(towards))
-        solution = Metric(net, inputs).solve({name: v / length for name, v in towards.items()}, damping=self.damping)
+        way = towards(net, target)
+        length = float(norm(way))
+        solution = Metric(net, inputs).solve({name: v / length for name, v in way.items()}, damping=self.damping)
         theta = solution.direction
         size = float(norm(theta))
-        if size > 0 and float(dot(theta, towards)) > 0:
+        if size > 0 and float(dot(theta, way)) > 0:
             scale = min(self.step, length) / size
             weights = {name: w + scale * theta[name] for name, w in net.weights.items() if w.is_floating_point()}
             net = net.with_weights(weights)
@@ -133,14 +133,9 @@ class _Walk:
         return self._kept if self._kept[-1] is self.now else [*self._kept, self.now]
 
 
-def _real(tree: Weights) -> Weights:
-    """Zeros in place of what is no floating-point number."""
-    return {name: t if t.is_floating_point() else torch.zeros(t.shape, device=t.device) for name, t in tree.items()}
-
-
 def _even(knots: list[Network]) -> Polygon:
     """Polygon through knots at constant speed in weight space."""
-    lengths = [float(norm(_real(two - one))) for one, two in pairwise(knots)]
+    lengths = [float(norm(towards(one, two))) for one, two in pairwise(knots)]
     total = sum(lengths)
     if not total > 0 or min(lengths) <= 1e-9 * total:
         return Polygon()

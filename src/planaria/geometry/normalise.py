@@ -78,11 +78,13 @@ def renormalised(net: Network, inputs: Inputs) -> Network:
     instance normalisation; those stay.
     """
     _check(net)
-    rows = net.port.rows(inputs)
+    rows = net.port.rows(inputs).to(net.device)
     if not net.buffers:
         return net
     if not len(rows):
         raise InputError("renormalised(inputs)", "one input or more", "none")
+    if not bool(rows.isfinite().all()):
+        raise InputError("renormalised(inputs)", "finite inputs", "NaN or infinity", "Leave these inputs out.")
     pooled: dict[str, tuple[float, Tensor, Tensor]] = {}  # buffer name -> values per channel, mean, sum of squares
     seen: dict[str, str] = {}
 

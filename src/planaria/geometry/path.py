@@ -14,6 +14,7 @@ from torch import Tensor
 from planaria.core.errors import InputError
 from planaria.core.motion import Cost
 from planaria.core.network import Network
+from planaria.core.trees import Weights
 from planaria.geometry.normalise import normalises, renormalised
 
 if TYPE_CHECKING:
@@ -167,7 +168,11 @@ class Path:
         return net if self.calibration is None else renormalised(net, self.calibration)
 
     def calibrated(self, inputs: Tensor) -> Path:
-        """The same path with statistics re-estimated between its ends on these inputs, if it has any."""
+        """The same path with statistics re-estimated between its ends on these inputs, if it has any.
+
+        Args:
+            inputs: Unlabelled, [examples, ...].
+        """
         return replace(self, calibration=inputs if normalises(self.knots[0]) else None)
 
     def reversed(self) -> Path:
@@ -214,8 +219,28 @@ class Path:
         return f"<Path: {type(self.curve).__name__.lower()} of {len(self.knots)} networks{again}>"
 
 
+def towards(a: Network, b: Network) -> Weights:
+    """Displacement of the weights from one network to another, zero where they are no floating-point numbers.
+
+    Args:
+        a: From here.
+        b: To there; the same names and shapes.
+
+    Example:
+        >>> from torch import nn
+        >>> net = Network.of(nn.Linear(1, 1))
+        >>> towards(net, net.with_weights({"bias": net.weights["bias"] + 2}))["bias"]
+        tensor([2.])
+    """
+    return {name: w if w.is_floating_point() else torch.zeros(w.shape, device=w.device) for name, w in (b - a).items()}
+
+
 def check_alike(a: Network, b: Network) -> None:
     """Check that two networks have the same weights and buffers by name, shape, type and device.
+
+    Args:
+        a: One.
+        b: The other.
 
     Raises:
         InputError: Names the first that differs.
@@ -238,6 +263,10 @@ def check_alike(a: Network, b: Network) -> None:
 
 def check_function(a: Network, b: Network) -> None:
     """Check on the example inputs of the first, if it has any, that both compute the same with the same weights.
+
+    Args:
+        a: The first; its module is run with the weights of both.
+        b: The other.
 
     Raises:
         InputError: They do not.

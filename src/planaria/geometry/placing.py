@@ -79,7 +79,7 @@ class PCA:
 
 @dataclass(frozen=True)
 class MDS:
-    """Metric scaling: least squares of the distances, by majorisation (SMACOF) from several starts.
+    """Scaling by least squares of the distances: majorisation (SMACOF) from several starts.
 
     Args:
         runs: The first starts at the principal components, the others at random; the one with least stress is shown.

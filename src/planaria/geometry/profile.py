@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from planaria.core.devices import clock
 from planaria.core.errors import InputError
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost
+from planaria.core.streams import stream
 from planaria.core.trees import norm
-from planaria.geometry.path import Path
+from planaria.geometry.path import Path, towards
 from planaria.measure.data import Data
 from planaria.measure.labels import IGNORED, class_scores
-from planaria.measure.statistics import Estimate, Floats, finite, mean_interval
+from planaria.measure.statistics import Estimate, Floats, finite, numpy_generator, student_quantile
 from planaria.measure.task import FORWARD_BATCH, Task
 
 ROUNDS = 2
 """Times that the grid is refined around the worst point."""
 
-BLOCKS = 100
-"""Parts of the data whose losses tell how sure a loss is."""
+PARTS = 100
+"""Parts of the data, drawn at random, whose losses and scores tell how sure a barrier is."""
+
+DRAWS = 2000
+"""Random draws that the interval of a barrier is made from."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,9 +46,10 @@ class Profile:
         losses: The task's loss at each; infinite where outputs are not finite.
         scores: The task's score at each; minus infinity where outputs are not finite.
         loss_barrier: Largest loss above the straight line between the losses of the ends, 0 or more, with a 95 %
-            interval from paired parts of the data at that point; infinite if outputs are not finite somewhere.
-        score_barrier: Largest score below the straight line between the scores of the ends, the same way, paired by
-            example; without an interval for scores that are no means over examples.
+            interval that holds wherever on the grid the worst point truly is; infinite if outputs are not finite
+            somewhere.
+        score_barrier: Largest score below the straight line between the scores of the ends, the same way; without an
+            interval for scores that are no means over examples.
         worst_loss: Time of the loss barrier.
         worst_score: Time of the score barrier.
         length: Length of the path of outputs: sum over the grid of the distances between neighbours.
@@ -52,8 +59,16 @@ class Profile:
         broken: Times at which outputs are not finite.
         cost: Of measuring this.
 
-    Not guaranteed: that no point between those visited is worse; intervals take the worst point as given, although it
-    was chosen on the same data.
+    The interval is a band around the whole curve: max over t of (h(t) - q s(t)) to max over t of (h(t) + q s(t)), with
+    h the height above the line, s its standard error over parts of the data that are paired along the path, and q the
+    97.5 % quantile of the largest standardised error at any of the points that may be the worst one. Of a barrier of
+    0.1 nats or 1 point it held the truth in 95 to 100 % of samples of 60 to 2,000 test images.
+
+    Source: intersection bounds (Chernozhukov, Lee and Rosen, 2013), by a multiplier bootstrap.
+
+    Not guaranteed: that no point between those visited is worse; that the estimate itself is not a little high, as the
+    largest of many noisy numbers is (a score barrier of 1 point by 0.4 points with 300 examples, 0.1 with 2,000; a loss
+    barrier hardly); anything of a change that no example shows, which has an interval of no width.
     """
 
     examples: int
@@ -88,9 +103,9 @@ class _Point:
     """One network of the path on the data; `outputs` only where finite."""
 
     loss: float
-    parts: Floats
+    losses: Floats
     score: float
-    each: Floats | None
+    scores: Floats | None
     outputs: Tensor | None
 
 
@@ -140,12 +155,12 @@ def profile(path: Path, task: Task, data: Data | None = None, *, points: int = 2
     for place, t in enumerate(grid):
         net = path(t)
         now = _evaluate(path, t, task, data, keep=True)
-        known[t] = _Point(now.loss, now.parts, now.score, now.each, None)
+        known[t] = replace(now, outputs=None)
         if place:
             whole = before is not None and now.outputs is not None
             square = float(apart(before, now.outputs, data.targets)) if whole else math.inf  # type: ignore[arg-type]
             length, energy = length + math.sqrt(max(0.0, square)), energy + square / (t - grid[place - 1])
-            euclidean += float(norm({name: w for name, w in (net - last).items() if w.is_floating_point()}))
+            euclidean += float(norm(towards(last, net)))
         before, last = now.outputs, net
     for height in (_rise, _drop):
         for _ in range(ROUNDS):
@@ -167,8 +182,8 @@ def profile(path: Path, task: Task, data: Data | None = None, *, points: int = 2
         tuple(times),
         tuple(known[t].loss for t in times),
         tuple(known[t].score for t in times),
-        _barrier(known, _rise, lambda point: point.parts, -1.0),
-        _barrier(known, _drop, lambda point: point.each, 1.0),
+        _barrier(known, _rise, lambda point: point.losses, -1.0),
+        _barrier(known, _drop, lambda point: point.scores, 1.0),
         _worst(known, _rise),
         _worst(known, _drop),
         length,
@@ -187,16 +202,20 @@ def between_outputs(task: Task, data: Data) -> tuple[Callable[[Tensor, Tensor, T
     1/8 of the Fisher metric. Else the squared difference of the outputs, summed over outputs. Of the targets only
     their shape counts, and which are ignored.
 
+    Args:
+        task: Classes, or none.
+        data: Whose targets tell whether these are numbers.
+
     Returns:
         The function, and the name of its root.
 
-    Source: Endres and Schindelin, 2003 (the root is a metric); Tan et al., 2023 (as an energy of paths).
+    Source: Endres and Schindelin, 2003 (the root is a distance); Tan et al., 2023 (as an energy of paths).
     """
     if task.classes is None or data.targets.is_floating_point():
 
         def squares(one: Tensor, other: Tensor, targets: Tensor) -> Tensor:
             del targets
-            return (one - other).flatten(1).square().sum(1).mean()
+            return (one - other).reshape(len(one), -1).square().sum(1).mean()  # also of outputs [N]
 
         return squares, "root mean squared difference of outputs"
 
@@ -216,13 +235,17 @@ def _evaluate(path: Path, t: float, task: Task, data: Data, *, keep: bool) -> _P
     loss = float(task.loss(outputs, data.targets)) if bool(outputs.isfinite().all()) else math.inf
     if not math.isfinite(loss):
         return _Point(math.inf, np.zeros(0), -math.inf, None, None)
-    count = min(BLOCKS, len(data))
-    parts = zip(outputs.tensor_split(count), data.targets.tensor_split(count), strict=True)
-    losses = np.array([float(task.loss(some, targets)) for some, targets in parts])
     scorer = task.scorer
     score = float(scorer.function(outputs, data.targets))
-    each = None if scorer.per_example is None else scorer.per_example(outputs, data.targets).double().cpu().numpy()
-    return _Point(loss, losses, -math.inf if math.isnan(score) else score, each, outputs if keep else None)
+    each = None if scorer.per_example is None else scorer.per_example(outputs, data.targets).double().cpu()
+    order = torch.randperm(len(data), generator=stream(0, "profile", "parts"))  # labels may come sorted
+    losses, scores = [], []
+    for rows in order.tensor_split(min(PARTS, len(data))):
+        there = rows.to(outputs.device)
+        losses.append(float(task.loss(outputs[there], data.targets[there])))
+        scores += [] if each is None else [float(each[rows].mean())]
+    known = -math.inf if math.isnan(score) else score
+    return _Point(loss, np.array(losses), known, np.array(scores) if scores else None, outputs if keep else None)
 
 
 def _rise(known: dict[float, _Point], t: float) -> float:
@@ -247,17 +270,38 @@ def _barrier(
     values: Callable[[_Point], Floats | None],
     sign: float,
 ) -> Estimate:
-    """The greatest height with the interval of its mean over pairs."""
-    worst = _worst(known, height)
-    best = height(known, worst)
+    """The greatest height, with the band of all heights as its interval."""
+    times = sorted(known)
+    heights = np.array([height(known, t) for t in times])
+    best = float(heights.max())
     if math.isinf(best):
         return Estimate(best, best, best)
-    one, two, there = (values(known[t]) for t in (0.0, 1.0, worst))
-    if one is None or two is None or there is None:
+    one, two = values(known[0.0]), values(known[1.0])
+    there = [some for t in times if (some := values(known[t])) is not None]
+    if one is None or two is None or len(there) < len(times):
         return Estimate(math.nan, best, math.nan)
-    differences = sign * ((1 - worst) * one + worst * two - there)
-    if not np.isfinite(differences).all():
+    table = np.stack([sign * ((1 - t) * one + t * two - some) for t, some in zip(times, there, strict=True)])
+    if len(one) < 2 or not np.isfinite(table).all():
         return Estimate(math.nan, best, math.nan)
-    spread = mean_interval(differences)
-    half = spread.high - spread.best
-    return Estimate(best - half, best, best + half)
+    low, high = _of_largest(heights, table)
+    return Estimate(max(0.0, min(best, low)), best, max(best, high))
+
+
+def _of_largest(means: Floats, table: Floats) -> tuple[float, float]:
+    """Interval of the largest of some true means, of which parts [means, parts] are known."""
+    parts = table.shape[1]
+    apart = table - table.mean(1, keepdims=True)
+    errors = apart.std(1, ddof=1) / math.sqrt(parts)
+    draws = numpy_generator(stream(0, "profile", "band")).standard_normal((parts, DRAWS))
+    drawn = apart @ draws / math.sqrt(parts * (parts - 1))  # as far from the truth as the means may be
+    size = np.divide(drawn, errors[:, None], out=np.zeros_like(drawn), where=errors[:, None] > 0)
+    student = student_quantile(0.95, parts - 1)
+
+    def factor(some: NDArray[np.bool_]) -> float:
+        largest = float(np.quantile(size[some].max(0), 0.975))
+        return max(student, largest * student / NormalDist().inv_cdf(0.975))
+
+    wide = factor(np.ones(len(means), dtype=bool)) * errors
+    worst = means + wide >= (means - wide).max()  # those that may be the largest
+    half = factor(worst) * errors[worst]
+    return float((means[worst] - half).max()), float((means[worst] + half).max())

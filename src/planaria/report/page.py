@@ -242,7 +242,7 @@ def _lesions(document: Document) -> Apart:
             note="Over the units of a layer: largest d' of a unit, and what its loss alone costs. Its class: the one "
             "with that d'.",
         ),
-        *_section("Notes", pairs=[("left out", str(note)) for note in found.result.get("notes") or ()], otherwise=""),
+        *_section("Notes", otherwise=" ".join(map(str, found.result.get("notes") or ()))),
     ]
     return (lesions.headline(found), lesions.verdict(found)), sections
 
@@ -278,7 +278,7 @@ def _resilience(document: Document) -> Apart:
             ),
             table=resilience.break_table(found),
         ),
-        *_section("Notes", pairs=[("left out", str(note)) for note in found.result.get("notes") or ()], otherwise=""),
+        *_section("Notes", otherwise=" ".join(map(str, found.result.get("notes") or ()))),
     ]
     return (resilience.headline(found), resilience.verdict(found)), sections
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from planaria.core.anatomy import Anatomy, Unit
 from planaria.core.autodiff import jvp, plain_kernels
+from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.core.trees import Weights, zip_map
+from planaria.geometry.jacobian import Jacobian
 from planaria.geometry.metric import Geometry
 from planaria.measure.data import Data
 from planaria.measure.statistics import Estimate, kaplan_meier, mean_interval, wilson
@@ -205,9 +207,27 @@ def _pushed(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tensor]:
         flat: Tensor = net.evaluate(rows, weights, {name: tensor.clone() for name, tensor in net.buffers.items()})
         return flat
 
-    with plain_kernels(recurrence=True):
-        pairs = [jvp(partial(outputs, rows=rows), net.weights, u) for rows in inputs.split(ROWS)]
+    try:
+        with plain_kernels(recurrence=True):
+            pairs = [jvp(partial(outputs, rows=rows), net.weights, u) for rows in inputs.split(ROWS)]
+    except RuntimeError as problem:  # an operation that torch can only differentiate backwards
+        if "memory" in str(problem):
+            raise
+        return _pushed_back(net, u, inputs)
     return torch.cat([value for value, _ in pairs]), torch.cat([slope for _, slope in pairs])
+
+
+def _pushed_back(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by differentiating backwards twice."""
+    try:
+        jacobian = Jacobian(net, inputs)
+        return jacobian.outputs, jacobian.push(u)
+    except RuntimeError as problem:
+        if "memory" in str(problem):
+            raise
+        said = (str(problem).splitlines() or ["no message"])[0][:120]
+        remedy = "Leave the break-down out: repeats=0."
+        raise InputError("resilience(net)", "operations whose derivatives torch knows", said, remedy) from problem
 
 
 def by_count(
@@ -250,5 +270,5 @@ def breakdown_of(known: Mapping[str, Any], allowed: float | None, bounds: tuple[
 
 
 def _distance(of: Geometry, intact: Tensor, change: Tensor) -> float:
-    square = of.half(intact, change).double().square().flatten(1).sum(1)
+    square = of.half(intact, change).double().square().reshape(len(intact), -1).sum(1)
     return math.sqrt(float(square.mean()))

@@ -25,7 +25,7 @@ from planaria.measure.task import Task
 from planaria.repair.restart import Restart
 from planaria.study.attempt import Baseline
 from planaria.study.invariant_set import DAMAGED, DISPLACED, INDEPENDENT, INTACT, REPAIRED, UNDAMAGED, UNTRAINED, Member
-from planaria.study.lines import CALIBRATION, Pair
+from planaria.study.lines import Pair, known_inputs
 from planaria.study.regime import ATTRITION, Regime
 from planaria.study.schedule import leave
 from planaria.study.survive import iter_survive
@@ -124,7 +124,7 @@ class Company:
             step = zip_map(partial(_as_long, rng=rng), away, self.net.plasticity)
             moved = self.net.with_weights(zip_map(torch.add, self.net.weights, step))
             again = normalises(self.net)
-            found.append(renormalised(moved, self.task.train.inputs[:CALIBRATION]) if again else moved)
+            found.append(renormalised(moved, known_inputs(self.task)) if again else moved)
         return found
 
     def untrained(self, number: int) -> Network:

@@ -15,7 +15,7 @@ from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, settle, updates
 from planaria.core.network import Network
 from planaria.core.streams import stream
-from planaria.core.trees import Weights, norm
+from planaria.core.trees import norm
 from planaria.geometry.align import align
 from planaria.geometry.bend import Bezier
 from planaria.geometry.connect import CALIBRATION, SAMPLE, connect
@@ -23,7 +23,7 @@ from planaria.geometry.geodesic import Geodesic
 from planaria.geometry.greedy import Greedy
 from planaria.geometry.metric import Metric
 from planaria.geometry.normalise import normalises
-from planaria.geometry.path import Path, check_alike, check_function
+from planaria.geometry.path import Path, check_alike, check_function, towards
 from planaria.geometry.profile import ROUNDS
 from planaria.geometry.straight import Straight, Way
 from planaria.geometry.symmetry import permute
@@ -259,7 +259,7 @@ class Survey:
         Args:
             keep: Remembers parts that are done.
         """
-        distance = float(norm(_real(self.b - self.a)))
+        distance = float(norm(towards(self.a, self.b)))
         ways = self.ways if distance else tuple(dict.fromkeys((STRAIGHT, *self.ways)))
         alignment: dict[str, Any] = keep("alignment", self._align) if self._aligns else {}
         aligned = None
@@ -280,7 +280,7 @@ class Survey:
             control=control,
             alignment=alignment,
             distance=distance,
-            size=float(norm(_real(dict(self.a.weights)))),
+            size=float(norm({name: w for name, w in self.a.weights.items() if w.is_floating_point()})),
             layers=normalises(self.a),
             calibration=min(self.calibration, len(self.task.train)),
             forward=self.forward,
@@ -358,7 +358,7 @@ class Survey:
                 "connects": attempt.connects,
                 "tolerance": attempt.tolerance,
                 "knots": len(path.knots),
-                "apart": float(norm(_real(path(1.0) - path(0.0)))),
+                "apart": float(norm(towards(path(0.0), path(1.0)))),
                 "cost": dict(vars(path.cost)),
                 "measuring": dict(vars(measuring)),
                 "notes": dict(path.notes),
@@ -381,8 +381,3 @@ class _Known:
 def _chained(way: Geodesic) -> float:
     """Examples pushed forward by a chain, a backward pass counted twice."""
     return (3 * (way.nets - 2) + 2) * way.updates * way.batch
-
-
-def _real(tree: Weights) -> Weights:
-    """What is a floating-point number."""
-    return {name: tensor for name, tensor in tree.items() if tensor.is_floating_point()}

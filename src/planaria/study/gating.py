@@ -152,7 +152,7 @@ def _read(of: Geometry, number: int, probes: int, rng: Generator) -> Callable[[T
     """One number per example whose derivative is one row of the factor R of the geometry R^T R, or a random sum."""
 
     def read(outputs: Tensor) -> Tensor:
-        rows = of.half(outputs.detach(), outputs).flatten(1)
+        rows = of.half(outputs.detach(), outputs).reshape(len(outputs), -1)
         if not probes:
             return rows[:, number]
         signs = torch.randint(2, rows.shape, generator=rng).to(rows) * 2 - 1

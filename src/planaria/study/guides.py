@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 
 from planaria.core.streams import stream
-from planaria.measure.statistics import Estimate, Floats, numpy_generator
+from planaria.measure.statistics import Estimate, Floats, numpy_generator, student_quantile
 from planaria.study.weak_points import rank_correlation
 
 GATE, MAGNITUDE, ACTIVATION = "gate", "magnitude", "activation"
@@ -82,19 +83,35 @@ class Trials:
     def correlation(self, guide: str, told: str) -> Estimate | None:
         """Spearman's rank correlation of a guide with what it should tell; None where one has no order.
 
+        A perfect one is as sure as if two neighbours had changed places: of 4 units it says little.
+
         Args:
             guide: "gate", "magnitude" or "activation".
             told: "change" or "loss".
         """
         if told not in self.told:
             return None
-        return rank_correlation(torch.from_numpy(self._column(guide)), torch.from_numpy(self._column(told)))
+        ranks, truth = torch.from_numpy(self._column(guide)), torch.from_numpy(self._column(told))
+        found = rank_correlation(ranks, truth)
+        if found is None or abs(found.best) < 1:
+            return found
+        order, one = truth.argsort(), len(truth) // 2
+        places = order.clone()
+        places[[one - 1, one]] = order[[one, one - 1]]
+        near = rank_correlation(order.argsort(), places.argsort())
+        assert near is not None
+        return Estimate(near.low, 1.0, 1.0) if found.best > 0 else Estimate(-1.0, -1.0, -near.low)
 
     @cached_property
     def slope(self) -> Estimate | None:
-        """Actual change by predicted change: least squares through the origin, percentile bootstrap over units.
+        """Actual change by predicted change: least squares through the origin, expanded percentile bootstrap of units.
 
-        1 where the first order is all there is; below 1 where later layers make up for a loss, or saturate.
+        1 where the first order is all there is; below 1 where later layers make up for a loss, or saturate. The largest
+        changes decide it.
+
+        Source: Hesterberg 2015, "What teachers should know about the bootstrap" (expanded by Student's quantile).
+
+        Not guaranteed: 95 % coverage where few units have nearly all of the change: 87 to 90 % there in simulations.
         """
         if not self.told:
             return None
@@ -104,6 +121,8 @@ class Trials:
         rows = self._resampled("slope")
         best = float((x @ y) / (x @ x))
         replicas = (x * y)[rows].sum(1) / np.maximum((x * x)[rows].sum(1), np.finfo(np.float64).tiny)
+        wider = math.sqrt(len(x) / (len(x) - 1)) * student_quantile(0.95, len(x) - 1) / NormalDist().inv_cdf(0.975)
+        replicas = best + wider * (replicas - best)
         low, high = (float(q) for q in np.quantile(replicas, (0.025, 0.975)))
         return Estimate(min(low, best), best, max(high, best))
 

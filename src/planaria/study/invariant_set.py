@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -175,7 +175,11 @@ class Invariance:
         return next((one for one in self.connections if (one.group, one.aligned) == (group, aligned)), None)
 
     def inside(self, group: str) -> Estimate | None:
-        """Share of a group's networks that are in the good set; None without any. Those of one walk are alike."""
+        """Share of a group's networks that are in the good set; None without any. Those of one walk are alike.
+
+        Args:
+            group: One of MEANINGS.
+        """
         members = [self.members[place] for place in self.group(group)]
         walks = [
             [one.inside for one in members if one.walk == walk] for walk in dict.fromkeys(one.walk for one in members)
@@ -197,6 +201,19 @@ class Invariance:
     def endurance(self) -> Endurance:
         """What the walks add up to."""
         return next(iter(self.life.repairs.values()))
+
+    @cached_property
+    def returned(self) -> Estimate | None:
+        """Share of the times a walk left the good set after which it came back before the end; None if none left.
+
+        One that had no time left to come back counts as one that did not.
+        """
+        left, back = [], []
+        for walk in self.endurance.walks:
+            flags = [True, *(one.inside for one in walk.events)]
+            left.append(sum(before and not after for before, after in pairwise(flags)))
+            back.append(left[-1] - (not flags[-1]))
+        return wilson_of_groups(back, left) if sum(left) else None
 
     # ------------------------------------------------------------------------------------------------ the verdicts
 
@@ -256,30 +273,37 @@ class Invariance:
         return Verdict(question, answer, words, numbers)
 
     def _attracts(self) -> Verdict:
-        """Whether the word attractor is earned: turnover, retention tested, and what left came back."""
+        """Whether the word attractor is earned: turnover, retention tested, and that most of what left came back."""
         question, one = "Is the good set an attractor?", self.endurance
         numbers: dict[str, Estimate | float | str | None] = {
             "one-step retention": one.settled,
             "returns": float(one.returns),
+            "share that returned": self.returned,
             "median return time": one.return_time,
         }
         if not isinstance(self.life.regime.mode, Turnover):
             words = "Dead units stay dead, so that every walk ends with nothing: there is no long run to be drawn into."
             return Verdict(question, "Cannot be, in attrition", words, numbers)
-        kept, back = one.invariant(LEVEL), one.return_time
+        kept, back, returned = one.invariant(LEVEL), one.return_time, self.returned
         if kept is not True:
             answer = "Not shown: retention does not pass" if kept is None else "No: the walk does not stay in it"
             words = f"One-step retention must be above {LEVEL:g}, lower end of the interval."
-        elif back is None:
+        elif back is None or returned is None:
             answer = "Invariant; whether it attracts is not tested"
             words = "No walk ever left the good set, so that none could come back to it."
-        elif math.isinf(back.best):
-            answer, words = "No: most of what left it did not come back", "Retention passes; returns do not."
+        elif returned.high < 0.5:
+            answer, words = "No: most of what left it did not come back", f"Retention passes; {returned:.2f} came back."
+        elif not returned.low > 0.5:
+            answer = "Invariant; whether it attracts is not shown"
+            words = (
+                f"One-step retention passes. {returned:.2f} of what left the good set came back, {one.returns} times "
+                f"in all: that most do is not shown by these."
+            )
         else:
             answer = "Yes, in this sense"
             words = (
-                f"One-step retention passes, and what left the good set was back after {back:.0f} events (median of "
-                f"{one.returns} returns)."
+                f"One-step retention passes, and {returned:.2f} of what left the good set came back, {one.returns} "
+                f"times in all, after {back:.0f} events (median)."
             )
         return Verdict(question, answer, words, numbers)
 
@@ -334,7 +358,7 @@ def _beside(share: Estimate, control: Estimate) -> str:
         return ", less than without damage" if share.best >= 0.5 else ", although without damage they are"
     if control.high < share.low:
         return ", more than without damage"
-    if share.best >= LEVEL:
+    if min(share.best, control.best) >= LEVEL:
         return ", but trivially: without damage they are as connected"
     return ", not told apart from the control without damage"
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from planaria.core.errors import InputError
 from planaria.core.network import Network
 from planaria.core.streams import stream
-from planaria.geometry.normalise import normalises, renormalised
+from planaria.geometry.normalise import normalises
+from planaria.geometry.path import Path
 from planaria.geometry.straight import Way
 from planaria.measure.data import Data
 from planaria.measure.statistics import Estimate, finite, student_quantile, wilson_of_groups
@@ -52,7 +53,8 @@ class Line:
         least: Least validation score on it.
         at: Where that is, from 0 to 1.
         barrier: Largest drop of the validation score below the straight line between the scores of its ends.
-        test_barrier: The same of the test score, which chose neither the networks nor the set.
+        test_barrier: The same of the test score, which chose neither the networks nor the set. Both are the largest of
+            many noisy drops, and so a little high.
     """
 
     first: int
@@ -122,28 +124,20 @@ def straight_lines(
         raise InputError("straight_lines(points)", "at least 3", points)
     every = list(combinations(range(len(nets)), 2))
     wanted = every if pairs is None else list(pairs)
+    if not wanted:
+        return ()
     shares = [place / (points - 1) for place in range(points)]
     whole = wanted == every
     both = [task.validation, evenly(task.test, TESTED)]
     validated, tested = _scored(nets, wanted, shares, task, both, whole)
-    lines = []
-    for place, (a, b) in enumerate(wanted):
-        line = validated[place]
-        worst = int(line.argmin())
-        least, at = float(line[worst]), shares[worst]
-        ends = float(min(line[0], line[-1])) >= threshold - ROUNDING
-        barrier = _barrier(line, shares)
-        if ends and least >= threshold - ROUNDING:
-            low, high = shares[max(0, worst - 1)], shares[min(points - 1, worst + 1)]
-            closer = [low + (high - low) * (k + 1) / (AGAIN + 1) for k in range(AGAIN)]
-            more = _scored([nets[a], nets[b]], [(0, 1)], closer, task, [task.validation], True)[0][0]
-            if float(more.min()) < least:
-                least, at = float(more.min()), closer[int(more.argmin())]
-                joined = torch.cat([line[:1], more, line[-1:]])
-                barrier = max(barrier, _barrier(joined, [0.0, *closer, 1.0]))
-        inside = least >= threshold - ROUNDING if ends else None
-        lines.append(Line(a, b, inside, least, at, barrier, _barrier(tested[place], shares)))
-    return tuple(lines)
+
+    def look(place: int, a: int, b: int) -> Line:
+        def closer(times: Sequence[float]) -> Tensor:
+            return _scored([nets[a], nets[b]], [(0, 1)], times, task, [task.validation], True)[0][0]
+
+        return _line((a, b), shares, validated[place], tested[place], threshold, closer)
+
+    return tuple(look(place, a, b) for place, (a, b) in enumerate(wanted))
 
 
 def curved_lines(
@@ -157,26 +151,60 @@ def curved_lines(
         threshold: Least validation score inside.
         by: Makes the curves: Bezier(), Geodesic().
         pairs: Places of the ends of each.
-        points: Evenly spaced in the curve's own time, at least 3.
+        points: Evenly spaced in the curve's own time, at least 3; then more around the worst, as on lines.
 
     Returns:
         One line per pair; `at` is the time of the worst point.
     """
-    lines = []
     test = evenly(task.test, TESTED)
     times = [place / (points - 1) for place in range(points)]
-    for a, b in pairs:
-        path = by(nets[a], nets[b], task, stream(a, "curve", b)).calibrated(task.train.inputs[:CALIBRATION])
-        there = [path(time) for time in times]
-        line, tested = (
-            torch.tensor([task.score(net, data) for net in there], dtype=torch.float64)
-            for data in (task.validation, test)
+
+    def look(a: int, b: int) -> Line:
+        path = by(nets[a], nets[b], task, stream(a, "curve", b)).calibrated(known_inputs(task))
+        line, tested = _along(path, times, task, [task.validation, test])
+        return _line(
+            (a, b), times, line, tested, threshold, lambda closer: _along(path, closer, task, [task.validation])[0]
         )
-        worst = int(line.argmin())
-        ends, least = float(min(line[0], line[-1])) >= threshold - ROUNDING, float(line[worst])
-        inside = least >= threshold - ROUNDING if ends else None
-        lines.append(Line(a, b, inside, least, times[worst], _barrier(line, times), _barrier(tested, times)))
-    return tuple(lines)
+
+    return tuple(look(a, b) for a, b in pairs)
+
+
+def known_inputs(task: Task) -> Tensor:
+    """Training inputs, evenly spaced, from which normalisation statistics are re-estimated: data may come sorted.
+
+    Args:
+        task: Whose training split.
+    """
+    return evenly(task.train, CALIBRATION).inputs
+
+
+def _line(
+    ends: Pair,
+    times: Sequence[float],
+    line: Tensor,
+    tested: Tensor,
+    threshold: float,
+    closer: Callable[[Sequence[float]], Tensor],
+) -> Line:
+    """What scores along a line say; where it is inside so far, with more of them around the worst."""
+    worst = int(line.argmin())
+    least, at, barrier = float(line[worst]), times[worst], _barrier(line, times)
+    good = float(min(line[0], line[-1])) >= threshold - ROUNDING
+    if good and least >= threshold - ROUNDING:
+        low, high = times[max(0, worst - 1)], times[min(len(times) - 1, worst + 1)]
+        between = [low + (high - low) * (k + 1) / (AGAIN + 1) for k in range(AGAIN)]
+        more = closer(between)
+        barrier = max(barrier, _barrier(torch.cat([line[:1], more, line[-1:]]), [0.0, *between, 1.0]))
+        if float(more.min()) < least:
+            least, at = float(more.min()), between[int(more.argmin())]
+    inside = least >= threshold - ROUNDING if good else None
+    return Line(*ends, inside, least, at, barrier, _barrier(tested, times))
+
+
+def _along(path: Path, times: Sequence[float], task: Task, splits: Sequence[Data]) -> Tensor:
+    """Score at each time, [splits, times]."""
+    there = [[task.score(net, data) for data in splits] for net in map(path, times)]
+    return torch.tensor(there, dtype=torch.float64).T
 
 
 def _barrier(line: Tensor, shares: Sequence[float]) -> float:
@@ -197,12 +225,9 @@ def _scored(
     """Score of each line at each share, [splits, pairs, shares]."""
     score = task.scorer
     if score.per_example is None or normalises(nets[0]):
-        found = torch.zeros(len(splits), len(pairs), len(shares), dtype=torch.float64)
-        for row, (a, b) in enumerate(pairs):
-            for column, share in enumerate(shares):
-                there = _between(nets[a], nets[b], share, task)
-                found[:, row, column] = torch.tensor([task.score(there, data) for data in splits])
-        return found
+        known = known_inputs(task)
+        paths = (Path((nets[a], nets[b])).calibrated(known) for a, b in pairs)
+        return torch.stack([_along(path, shares, task, splits) for path in paths], 1)
 
     def joined(some: Sequence[Network], data: Data) -> Tensor:
         return scores_between(some, shares, data.inputs, data.targets, score)
@@ -218,19 +243,6 @@ def _scored(
     return torch.tensor(tables, dtype=torch.float64)
 
 
-def _between(a: Network, b: Network, share: float, task: Task) -> Network:
-    """The network on the line; the ends as they are, those between with their own normalisation statistics."""
-    if share in (0.0, 1.0):
-        return b if share else a
-    weights = {name: torch.lerp(weight, b.weights[name], share) for name, weight in a.weights.items()}
-    buffers = {
-        name: torch.lerp(buffer, b.buffers[name], share)
-        for name, buffer in a.buffers.items()
-        if buffer.is_floating_point()
-    }
-    return renormalised(a.with_weights(weights, buffers), task.train.inputs[:CALIBRATION])
-
-
 def share_of_pairs(
     holds: Sequence[bool], pairs: Sequence[Pair], cluster_of: Callable[[int], object] | None = None
 ) -> Estimate | None:
@@ -239,8 +251,10 @@ def share_of_pairs(
     Wilson's interval for the number of independent pairs that would be as sure, n = p (1 - p) / (v (t / z)^2), with v
     the variance of the share p by the jackknife that leaves out all pairs of one cluster after another, and t, z the
     quantiles of Student's and the normal distribution. With fewer than three clusters each member is one. Where all
-    pairs agree that tells nothing of v; then n is the number of pairs that have no member in common. The jackknife
-    counts twice what differs from pair to pair whatever the members: the interval is rather too wide than too narrow.
+    pairs agree that tells nothing of v; then n is the number of pairs that have no cluster in common: 2 for pairs
+    between 5 walks, however many networks each gives. The jackknife counts twice what differs from pair to pair
+    whatever the members: the interval is rather too wide than too narrow. In simulations of 3 to 10 walks, alike within
+    a walk to a half or nearly wholly, it held the truth in 92 to 100 % of studies.
 
     Args:
         holds: One flag per pair.
@@ -269,13 +283,14 @@ def share_of_pairs(
     if not len(flags):
         return None
     share, members = float(flags.mean()), np.unique(ends)
-    trials = float(max(1, min(len(flags), len(members) // 2)))
+    keys = [member if cluster_of is None else cluster_of(int(member)) for member in members]
+    if len(set(keys)) < 3:
+        keys = list(members)
+    of = dict(zip(members.tolist(), keys, strict=True))
+    touching = [{of[a], of[b]} for a, b in ends.tolist()]
+    trials = float(_apart(touching))
     if 0 < share < 1:
-        keys = [member if cluster_of is None else cluster_of(int(member)) for member in members]
-        if len(set(keys)) < 3:
-            keys = list(members)
-        of = dict(zip(members.tolist(), keys, strict=True))
-        touched = np.array([[of[a] == key or of[b] == key for a, b in ends.tolist()] for key in dict.fromkeys(keys)])
+        touched = np.array([[key in both for both in touching] for key in dict.fromkeys(keys)])
         left = np.array([flags[~gone].mean() for gone in touched if not gone.all()])
         if len(left) > 2:
             variance = (len(left) - 1) / len(left) * float(((left - left.mean()) ** 2).sum())
@@ -283,3 +298,14 @@ def share_of_pairs(
             if variance > 0:
                 trials = min(max(1.0, share * (1 - share) / (variance * wider**2)), float(len(flags)))
     return wilson_of_groups([share * trials], [trials])
+
+
+def _apart(touching: Sequence[set[Any]]) -> int:
+    """How many pairs can be chosen, one after another, of which no two touch the same cluster."""
+    taken: set[Any] = set()
+    count = 0
+    for both in sorted(touching, key=len):  # first those within a cluster
+        if not taken & both:
+            taken |= both
+            count += 1
+    return count

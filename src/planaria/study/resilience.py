@@ -18,6 +18,7 @@ from torch import Tensor
 from planaria.core.anatomy import Anatomy, Group, Unit
 from planaria.core.devices import clock
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.geometry.metric import Euclidean, Fisher, Geometry, Metric
@@ -41,7 +42,6 @@ from planaria.study.guides import Trial, Trials
 from planaria.study.resilient import ALONE, GREEDY, RANDOM, Gates, Resilience, Stiffness, Together
 from planaria.study.vulnerability import evenly
 from planaria.sweep.ablate import ablate
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.lesions import EachUnit, Lesion
 from planaria.sweep.program import Program
 

@@ -15,7 +15,7 @@ from planaria.study.verdicts import Verdict
 NEGLIGIBLE = 0.05
 """Share by which sums over units may be off and still count as right."""
 CLOSE = (0.8, 1.25)
-"""Actual by predicted change within which a prediction counts as right in size."""
+"""Actual by predicted change within which a prediction counts as right in size, interval and all."""
 
 
 def judge_resilience(found: Resilience) -> tuple[Verdict, ...]:
@@ -45,8 +45,10 @@ def predicts(found: Resilience) -> Verdict | None:
     related, slope = found.trials.correlation(GATE, CHANGE), found.trials.slope
     if related is None or slope is None:
         return None
-    ordered, sized = related.low >= 0.8, CLOSE[0] <= slope.best <= CLOSE[1]
-    answer = "yes" if ordered and sized else "the order, not the size" if ordered else "in part"
+    ordered, sized = related.low >= 0.8, CLOSE[0] <= slope.low and slope.high <= CLOSE[1]
+    wrong = slope.high < CLOSE[0] or slope.low > CLOSE[1]
+    order = "the order, not the size" if wrong else "the order, the size is not settled"
+    answer = "yes" if ordered and sized else order if ordered else "in part"
     answer = "no" if related.low <= 0 else answer
     words = (
         f"Over {len(found.trials.trials)} units silenced one by one, predicted and actual squared change of the "
@@ -170,7 +172,9 @@ def broken(found: Resilience, along: str) -> Verdict | None:
         answer = f"yes, the speed at {_place(along, fast)}"
         answer += f", the score at {_place(along, slow)}" if worst else ""
     else:
-        answer = "none in speed" + (f"; the score gives way at {_place(along, slow)}" if worst else "")
+        some = any(place is not None for place in curve.faster)
+        answer = "in speed for less than half of the lesions" if some else "none in speed"
+        answer += f"; the score gives way at {_place(along, slow)}" if worst else ""
     return Verdict(f"Is there a break-down point {where}?", answer, words, numbers)
 
 

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost
 from planaria.core.network import Network
 from planaria.core.streams import stream
+from planaria.core.trees import norm
 from planaria.geometry.normalise import normalises, renormalised
 from planaria.measure.data import Data
 from planaria.measure.labels import IGNORED
@@ -29,7 +31,6 @@ from planaria.measure.task import FORWARD_BATCH, KEPT, Task
 from planaria.study.plane import Plane
 from planaria.study.surface_map import Stop, Surface
 from planaria.sweep.chain import Chain, Stage
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.program import near
 
 CHUNK = 512
@@ -156,6 +157,9 @@ class Grid:
             raise InputError("surface(inputs)", "a number of at least 1", inputs)
         if directions is not None and directions.centre is not net:
             raise InputError("surface(directions)", "a plane whose centre is the network", "one through another")
+        if not isinstance(walk, Sequence):
+            remedy = "Those that a walk kept: walk=list(found.networks.values())."
+            raise InputError("surface(walk)", "a sequence of networks", type(walk).__name__, remedy)
         given, split = (task.test, "test") if data is None else (data, "given data")
         if inputs < len(given):
             chosen = torch.randperm(len(given), generator=stream(seed, "surface", "inputs"))[:inputs]
@@ -291,7 +295,7 @@ class Grid:
         stops = []
         for one in self.walk:
             u, v, off = self.plane.project(one)
-            far = math.sqrt(sum(float(part.double().square().sum()) for part in (one - self.net).values()))
+            far = float(norm(one - self.net))
             (own_loss, own_score), (below_loss, below_score) = self._whole(one), self._whole(self._at(u, v))
             stops.append(Stop(u, v, off, far, own_loss, own_score, below_loss, below_score))
         row: Row = finite({"loss": loss, "score": score, "stops": [asdict(stop) for stop in stops]})
