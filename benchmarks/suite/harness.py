@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from planaria.sweep.gemm import DEFAULT, fast_products, fastest_route
+from planaria.core.gemm import DEFAULT, fast_products, fastest_route
 
 T = TypeVar("T")
 

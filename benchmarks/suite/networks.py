@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from planaria.core.anatomy import Anatomy, Unit
+from planaria.core.gemm import fast_products
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.data import Data
 from planaria.measure.datasets import task
 from planaria.measure.models import build
 from planaria.measure.task import Task
-from planaria.sweep.gemm import fast_products
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from suite.peers import HOOKS, brute_force, hook_loop
 from torch import Tensor
 
 from planaria.core.anatomy import Anatomy
+from planaria.core.gemm import fast_products
 from planaria.core.streams import stream
 from planaria.measure.data import Data
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.screen import FirstOrder, Screener
 from planaria.sweep.strata import Choice, Design, Screened
 

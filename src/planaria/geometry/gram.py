@@ -9,34 +9,37 @@ any other way go a slower way, example by example.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost
 from planaria.core.network import Network
 from planaria.core.port import Inputs
-from planaria.geometry.passes import Pass, written_out
+from planaria.geometry.gradients import (
+    BYTES,
+    bunches,
+    by_example,
+    cotangent,
+    factors_of,
+    formed,
+    placed,
+    returned,
+    scaled,
+)
+from planaria.geometry.passes import Pass
 from planaria.geometry.uses import Found, Product, Range, Scale
 
 ROWS = 4000
 """Examples times outputs up to which a Gram matrix is worth its memory and its factorisation."""
 
-_BYTES = 1 << 26
-"""Of one block of gradients, or of what comes back to the layers that are taken at a time."""
-
 _WORTH = 200
 """Products of the metric that may be spent instead: about what conjugate gradients take for one precise solve."""
-
-_FEW = 3
-"""Examples that show how examples lie in what every operation returns."""
 
 _PARTS = 10
 """Row blocks of K, of which only those on and above the diagonal are computed."""
@@ -70,28 +73,22 @@ def gram(net: Network, inputs: Inputs, root: Tensor | None = None, *, dtype: tor
         tensor([[2., 1.],
                 [1., 5.]])
     """
-    rows = net.port.rows(inputs).to(net.device)
+    with fast_products(net.device):
+        return _summed(net, net.port.rows(inputs).to(net.device), root, dtype)
+
+
+def _summed(net: Network, rows: Tensor, root: Tensor | None, dtype: torch.dtype | None) -> Tensor:
     passed = Pass.of(net, rows, "gram")
     outputs = passed.outputs.reshape(len(rows), -1)
     if root is not None and root.shape != (*outputs.shape, outputs.shape[1]):
         raise InputError("gram(root)", f"shape {[*outputs.shape, outputs.shape[1]]}", f"shape {list(root.shape)}")
     total = _Total(outputs.shape[1], len(rows), outputs.new_zeros((), dtype=dtype), root)
-    left = _placed(net, rows, passed)
-    for some in _bunches(passed.ranges(left), total.classes):
+    left = placed(net, rows, passed)
+    for some in bunches(passed.ranges(left), total.classes):
         _add_ranges(passed, some, total, net)
     for name in left:
         _add_generally(passed, name, total, net, rows)
     return total.finished()
-
-
-def _placed(net: Network, rows: Tensor, passed: Pass) -> list[str]:
-    """Place the examples in every call, by a pass of a few where the data choose nothing; see `Pass.place`."""
-    if not passed.chooses and len(rows) > 2 * _FEW:
-        few = Pass.of(net, rows[:_FEW], "gram")
-        left = few.place(_FEW)
-        if passed.adopt(few, len(rows), _FEW):
-            return left
-    return passed.place(len(rows))
 
 
 def gram_cost(net: Network, inputs: Inputs) -> Cost:
@@ -153,9 +150,7 @@ class _Total:
 
     def cotangent(self, at: int) -> Tensor:
         """Of the outputs [N, m], for rows of class `at`."""
-        if self.root is not None:
-            return self.root[:, at]
-        return F.one_hot(torch.tensor(at, device=self.like.device), self.classes).expand(self.examples, -1)
+        return cotangent(at, self.classes, self.examples, self.root, self.like)
 
     def add(self, gradients: Tensor) -> None:
         """Gradients [classes, examples, entries], already scaled by the root of plasticity."""
@@ -186,27 +181,9 @@ def _cuts(size: int, least: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, size)) for begin in range(0, size, step)]
 
 
-def _bunches(ranges: Sequence[Found], classes: int) -> Iterator[list[Found]]:
-    """Ranges whose gradients are held at a time."""
-    some: list[Found] = []
-    held: dict[int, int] = {}
-    for found in ranges:
-        more = {id(use.call): math.prod(use.call.shape) * classes * 4 for use in found.uses}
-        if some and sum((held | more).values()) > 4 * _BYTES:
-            yield some
-            some, held = [], {}
-        some.append(found)
-        held |= more
-    if some:
-        yield some
-
-
 def _add_ranges(passed: Pass, some: Sequence[Found], total: _Total, net: Network) -> None:
     """Add what some ranges contribute."""
-    calls = list({id(use.call): use.call for found in some for use in found.uses}.values())
-    rounds = [passed.back(total.cotangent(at), calls) for at in range(total.classes)]
-    back = {id(call): torch.stack([one[at] for one in rounds]) for at, call in enumerate(calls)}
-    del rounds
+    back = returned(passed, some, [total.cotangent(at) for at in range(total.classes)])
     done: set[Range] = set()
     for found in some:
         if isinstance(found.uses[0], Product) and _plain(found, found.uses[0]):
@@ -216,7 +193,11 @@ def _add_ranges(passed: Pass, some: Sequence[Found], total: _Total, net: Network
             continue
         plastic = found.range.of(net.plasticity[found.range.weight]).to(total.like)
         if isinstance(found.uses[0], Scale):
-            gradients = [_scaled(use, back[id(use.call)], total) for use in found.uses if isinstance(use, Scale)]
+            gradients = [
+                scaled(use, back[id(use.call)], total.examples, total.like)
+                for use in found.uses
+                if isinstance(use, Scale)
+            ]
             total.add(torch.stack(gradients).sum(0) * plastic.reshape(-1).sqrt())
         elif found.uses[0].table is not None and len(found.uses) == 1:
             _add_table(found.uses[0], back[id(found.uses[0].call)], plastic, total)
@@ -272,30 +253,13 @@ def _add_patchwork(known: Tensor, made: Tensor, plastic: Tensor, total: _Total) 
     """As for separate factors, with multipliers that follow no pattern: one Gram matrix of inputs for each row."""
     m, n = total.classes, total.examples
     each = n * (known.shape[1] + n * m) * known.element_size()
-    for rows in torch.arange(len(plastic), device=known.device).split(max(1, _BYTES // each)):
+    for rows in torch.arange(len(plastic), device=known.device).split(max(1, BYTES // each)):
         between = (known * plastic[rows, None]) @ known.T  # [rows, i, j]
         factor = made[:, :, rows]
         for at in range(m):
             left = between * factor[at].T[:, :, None]
             block = torch.bmm(left.permute(2, 1, 0), factor[at:].permute(1, 2, 0))  # [j, i, classes]
             total.sum.view(m, n, m, n)[at, :, at:] += block.permute(1, 2, 0)
-
-
-def _scaled(use: Scale, back: Tensor, total: _Total) -> Tensor:
-    """Gradients [classes, examples, entries] of a weight that is used entry by entry."""
-    call, rest = use.call, use.call.shape[use.call.lead :]
-    factor = use.factor if isinstance(use.factor, float) else use.factor()
-    parts = []
-    for one in back:
-        product = (one * factor).reshape(-1, *rest).to(total.like)
-        parts.append(_narrowed(call.by_example(product, total.examples).sum(1), use.shape).reshape(total.examples, -1))
-    return torch.stack(parts)
-
-
-def _narrowed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Summed over the axes along which a weight of this shape was repeated."""
-    axes = [1 + at for at, (size, wide) in enumerate(zip(shape, tensor.shape[1:], strict=True)) if size == 1 < wide]
-    return tensor.sum(axes, keepdim=True) if axes else tensor
 
 
 def _add_table(use: Product, back: Tensor, plastic: Tensor, total: _Total) -> None:
@@ -322,42 +286,19 @@ def _add_formed(uses: Sequence[Product], back: dict[int, Tensor], plastic: Tenso
     m, n, groups = total.classes, total.examples, uses[0].groups
     alive = plastic.amax(1) > 0
     columns = (plastic.amax(0) > 0).nonzero()[:, 0]
-    factors = []
-    for use in uses:
-        known = _together(use, use.known(), total)[:, :, None]  # [N, places, 1 or classes, groups, k]
-        made = torch.stack([_together(use, use.made(one), total) for one in back[id(use.call)]], 2)
-        factors.append((known, made) if use.rows_known else (made, known))
+    factors = [factors_of(use, back[id(use.call)], n, total.like) for use in uses]
     if len(columns) < plastic.shape[1]:
         factors = [(high, wide[..., columns]) for high, wide in factors]
     height, width = len(plastic) // groups, len(columns)
-    size = max(1, _BYTES // (m * n * width * total.like.element_size()))
+    size = max(1, BYTES // (m * n * width * total.like.element_size()))
     for group in range(groups):
         inside = alive[group * height : (group + 1) * height].nonzero()[:, 0]
         for rows in inside.split(size):
-            gradient = None
-            for high, wide in factors:
-                left, right = high[:, :, :, group][..., _neighbours(rows)], wide[:, :, :, group]
-                product = torch.bmm(left.flatten(2).transpose(1, 2), right.flatten(2))
-                if left.shape[2] == 1:  # what comes back lies along the columns: [N, rows, classes * width]
-                    product = product.view(n, len(rows), m, width).transpose(1, 2)
-                product = product.reshape(n, m, len(rows), width)
-                gradient = product if gradient is None else gradient + product
-            assert gradient is not None
+            gradient = formed(factors, group, rows)
             some = plastic[group * height + rows][:, columns]
             if not bool((some == 1).all()):
                 gradient = gradient * some.sqrt()
             total.add(gradient.transpose(0, 1))
-
-
-def _neighbours(rows: Tensor) -> Tensor | slice:
-    """The same rows as a slice where they are neighbours, for which nothing need be copied."""
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    return slice(first, last) if last - first == len(rows) else rows
-
-
-def _together(use: Product, factor: Tensor, total: _Total) -> Tensor:
-    """[leading places, places, groups, k] -> [N, all places, groups, k]."""
-    return use.call.by_example(factor, total.examples).flatten(1, 2).to(total.like)
 
 
 def _price(found: Found, net: Network, examples: int, classes: int) -> int:
@@ -384,38 +325,13 @@ def _add_generally(passed: Pass, name: str, total: _Total, net: Network, rows: T
     """Add what one weight contributes by its Jacobian, some entries at a time."""
     plastic = net.plasticity[name].reshape(-1).to(total.like)
     each = total.classes * total.examples * total.like.element_size()
-    for some in (plastic > 0).nonzero()[:, 0].split(max(1, _BYTES // each)):
-        jacobian = _by_example(passed, name, some, total, net, rows)
+    for some in (plastic > 0).nonzero()[:, 0].split(max(1, BYTES // each)):
+        jacobian = by_example(passed, name, some, total.classes, net, rows)
         if jacobian is None:
             jacobian = _row_by_row(passed, name, some, total)
+        elif total.root is not None:
+            jacobian = total.root.to(jacobian) @ jacobian
         total.add(jacobian.to(total.like).transpose(0, 1) * plastic[some].sqrt())
-
-
-def _by_example(passed: Pass, name: str, some: Tensor, total: _Total, net: Network, rows: Tensor) -> Tensor | None:
-    """Jacobian [N, m, entries], one example at a time seen by the network; None where it cannot be taken so."""
-    weights = {key: leaf.detach() for key, leaf in passed.leaves.items()}
-    whole = weights[name].reshape(-1)
-
-    def one(part: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        moved = whole.index_copy(0, some, part).view(weights[name].shape)
-        buffers = {key: buffer.clone() for key, buffer in net.buffers.items()}
-        outputs = net.evaluate(row[None], {**weights, name: moved}, buffers).reshape(-1)
-        return outputs, outputs
-
-    step = max(1, _BYTES // (8 * total.classes * max(1, whole.numel())))
-    try:
-        with written_out(net), torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # for operations without a rule
-            derivative = torch.func.jacrev(one, has_aux=True)
-            pair: tuple[Tensor, Tensor] = torch.func.vmap(derivative, (None, 0), chunk_size=step)(whole[some], rows)
-    except (RuntimeError, TypeError, ValueError, IndexError):  # data decide, or torch has no rule for an operation
-        return None
-    jacobian, outputs = (part.detach() for part in pair)
-    expected = passed.outputs.detach().reshape(outputs.shape)
-    apart = float((outputs - expected).double().norm())
-    if not apart <= 1e-4 * float(expected.double().norm()) + 1e-12:
-        return None
-    return jacobian if total.root is None else total.root.to(jacobian) @ jacobian
 
 
 def _row_by_row(passed: Pass, name: str, some: Tensor, total: _Total) -> Tensor:

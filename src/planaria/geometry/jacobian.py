@@ -18,10 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from planaria.core.autodiff import plain_kernels, steps_matter
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.graph import Watch
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.core.trees import Weights
+from planaria.geometry.factors import Factors
 
 KEPT = 1 << 30
 """Bytes of activations that may be kept between products; with more, every product runs the network again."""
@@ -32,10 +34,12 @@ PART = 1 << 28
 COPIES = 4
 """A graph that is differentiated twice holds some four times what one pass saves for its gradients."""
 
-LINEARISED = 12
-"""Products after which a network with convolutions is linearised by `torch.func.linearize`: tracing it costs as much as
-some ten products, and each of them then takes half the time, since torch computes the gradients of a convolution's
-gradient all together, also those that nobody asks for."""
+WARM = 12
+"""Products after which more is done for the next ones, which costs as much as some ten; of networks with more outputs
+for each example, as many as there are outputs. Where the factors of J fit into memory and pay, they are kept: a product
+then takes one matrix product per layer instead of two. Else networks with convolutions are linearised by
+`torch.func.linearize`, since torch computes the gradients of a convolution's gradient all together, also those that
+nobody asks for."""
 
 SAME = 1e-4
 """Difference, relative to the largest entry, below which two ways to compute something agree; a GPU's sums may vary."""
@@ -68,7 +72,8 @@ class Jacobian:
         self._recurrence = recurrent or steps_matter(net.module, net.device)
         self._names = [name for name, weight in net.weights.items() if weight.is_floating_point()]
         self._pushed = 0
-        self._linear: list[Callable[[Weights], Tensor]] | None = None
+        self._factors: Factors | None = None
+        self._linear: list[Callable[[Weights], Tensor]] = []
         self._convolves = any(weight.ndim > 2 for weight in net.weights.values())
         with self.exact():
             self._probe()
@@ -91,9 +96,28 @@ class Jacobian:
             v: Change of the weights; those left out do not change.
         """
         self._pushed += 1
-        if self._convolves and self.keeps and self._pushed > LINEARISED and self._linear is None:
-            self._linear = self._linearised()
+        if self.keeps and self._pushed == 1 + max(WARM, self.outputs[0].numel()):
+            self._prepare(v)
+        if self._factors is not None:
+            with self.exact():
+                return self._factors.push(v)
         return self._along(self._linear, v) if self._linear else self._pushed_back(v)
+
+    def _prepare(self, v: Mapping[str, Tensor]) -> None:
+        """Make the next products quicker, if that can be done; see `WARM`."""
+        slope = self._pushed_back(v)
+        back = self.pull(slope)
+        with self.exact():
+            self._graphs.clear()  # room for the factors
+            made = Factors.of(self._net, self._inputs, KEPT)
+            if made is not None:
+                found = made.pull(slope, list(back), self._net.weights)
+                if _alike([made.push(v)], [slope]) and _alike(list(found.values()), list(back.values())):
+                    self._factors = made
+                    return
+            self._graphs = [self._graph(rows) for rows in self._rows]
+        if self._convolves:
+            self._linear = self._linearised()
 
     def _along(self, linear: list[Callable[[Weights], Tensor]], v: Mapping[str, Tensor]) -> Tensor:
         point = {name: self._net.weights[name] for name in self._names}
@@ -114,6 +138,8 @@ class Jacobian:
         """
         wanted = [name for name in (self._names if names is None else names) if name in self._names]
         with self.exact():
+            if self._factors is not None:
+                return self._factors.pull(u, wanted, self._net.weights)
             return self._summed(
                 graph.pull(part, wanted) for graph, part in zip(self._each(), u.split(self._sizes), strict=True)
             )
@@ -140,7 +166,7 @@ class Jacobian:
         return [len(rows) for rows in self._rows]
 
     def _each(self) -> Iterator[_Graph]:
-        if self.keeps:
+        if self._graphs:
             yield from self._graphs
         else:
             yield from (self._graph(rows) for rows in self._rows)
@@ -154,7 +180,8 @@ class Jacobian:
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Modes under which every operation has derivatives of derivatives, in full precision."""
-        with plain_kernels(attention=True, recurrence=self._recurrence):
+        kernels = plain_kernels(attention=True, recurrence=self._recurrence)
+        with kernels, fast_products(self._net.device):
             yield
 
     def _run(self, rows: Tensor, weights: Weights) -> Tensor:
@@ -308,6 +335,13 @@ class _Graph:
             torch.zeros_like(one, requires_grad=False) if got is None else got
             for one, got in zip(wanted, found, strict=True)
         ]
+
+
+def _alike(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether all entries agree, relative to the largest of all (some gradients are nothing but rounding)."""
+    scale = max((float(one.abs().max()) for one in others if one.numel()), default=0.0)
+    pairs = zip(some, others, strict=True)
+    return all(float((one - other).abs().max()) <= SAME * scale for one, other in pairs if one.numel())
 
 
 def _uses_batch(args: tuple[Any, ...], count: int) -> bool:

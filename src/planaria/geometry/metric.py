@@ -40,7 +40,7 @@ from planaria.geometry.solve import (
     dual_inverse,
     refined,
 )
-from planaria.geometry.spectrum import Spectrum, hutchpp, lanczos, rest_of_trace, signs
+from planaria.geometry.spectrum import Spectrum, eigenvalues, hutchpp, lanczos, rest_of_trace, signs
 from planaria.measure.statistics import Estimate
 
 DENSE = 5000
@@ -178,8 +178,8 @@ class Metric:
     def cost(self) -> Cost:
         """Of one product g v.
 
-        J v costs two forward passes, J^T u two more; three to see the graph again where it is too large to be kept. Of
-        LossHessian twice as much, for the curvature of the network.
+        At most; factors, once kept, take half. J v costs two forward passes, J^T u two more; three to see the graph
+        again where it is too large to be kept. Of LossHessian twice as much, for the curvature of the network.
         """
         count = len(self.outputs)
         times = (8 if isinstance(self.of, LossHessian) else 4) + (0 if self._jacobian.keeps else 3)
@@ -269,8 +269,9 @@ class Metric:
     def eigh(self, k: int | None = None, seed: int = 0) -> Spectrum:
         """Eigenvalues on the plastic entries, and the directions of the k largest.
 
-        Where the Gram matrix is small, all eigenvalues that are not zero; else the k largest (of LossHessian largest in
-        size) by Lanczos, with an estimate of the trace.
+        Where the Gram matrix is small, all eigenvalues that rounding resolves (`Spectrum.resolved`; a network in double
+        precision shows more of them); else the k largest (of LossHessian largest in size) by Lanczos, with an estimate
+        of the trace.
 
         Args:
             k: How many directions; None for none, where all eigenvalues are known without.
@@ -301,7 +302,8 @@ class Metric:
             rng = stream(seed, "trace beside eigenvectors")
             trace = rest_of_trace(apply, lambda: signs(self._mask, rng), vectors.T, float(values.sum()), PROBES)
         found = tuple(self._filled(self._named(one)) for one in vectors)
-        return Spectrum(values.cpu(), found, self.entries, complete, rank, tuple(residuals.tolist()), trace)
+        resolved = 10 * torch.finfo(vectors.dtype).eps * float(values.abs().max()) if complete and len(values) else 0.0
+        return Spectrum(values.cpu(), found, self.entries, complete, rank, tuple(residuals.tolist()), trace, resolved)
 
     def trace(self, queries: int = 60, seed: int = 0) -> Estimate:
         """Sum of all eigenvalues on the plastic entries, mean squared gradient of the outputs.
@@ -566,14 +568,15 @@ class Metric:
         elif "_eigen" in self.__dict__:
             values = self._eigen[0]
         else:
-            values = torch.linalg.eigvalsh(kernel).flip(0)
-        limit = float(values[0]) * len(values) * torch.finfo(values.dtype).eps
-        known = min(int((values > max(limit, 0.0)).sum()), self._rank)
+            values = eigenvalues(kernel)
+        resolved = max(0.0, float(values[0])) * len(values) ** 0.5 * torch.finfo(values.dtype).eps
+        known = min(int((values > resolved).sum()), self._rank)
         found, residuals = (
             self._lifted(values[:known], vectors[:, : min(k, known)]) if vectors is not None else ((), ())
         )
         trace = self.trace()
-        return Spectrum(values[:known].double().cpu(), found, self.entries, True, self._rank, residuals, trace)
+        values = values[:known].double().cpu()
+        return Spectrum(values, found, self.entries, True, self._rank, residuals, trace, resolved)
 
     def _lifted(self, values: Tensor, columns: Tensor) -> tuple[tuple[Weights, ...], tuple[float, ...]]:
         """Directions of the weights from those of the outputs: v = J^T R^T u / |...|, orthonormal."""

@@ -43,7 +43,7 @@ class Pass:
         leaves = {
             name: weight.detach()
             .clone(memory_format=torch.contiguous_format)
-            .requires_grad_(weight.is_floating_point() and bool((net.plasticity[name] > 0).any()))
+            .requires_grad_(weight.is_floating_point() and _moves(net.plasticity[name]))
             for name, weight in net.weights.items()
         }
         reader = _Reader({w.untyped_storage().data_ptr(): n for n, w in leaves.items() if w.requires_grad}, leaves)
@@ -149,6 +149,15 @@ def written_out(net: Network) -> Any:
     """Context in which attention and recurrences run as the products that they are."""
     recurrent = any(isinstance(part, nn.RNNBase) for part in net.module.modules())
     return plain_kernels(attention=True, recurrence=recurrent)
+
+
+def _moves(plasticity: Tensor) -> bool:
+    """Whether any entry is plastic; one number seen through the weight's shape is read once."""
+    return bool((plasticity[(0,) * plasticity.ndim] if _single(plasticity) else plasticity).gt(0).any())
+
+
+def _single(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and not any(tensor.stride())
 
 
 def _projected(gradient: Tensor, call: Call) -> Tensor:

@@ -29,10 +29,11 @@ class Spectrum:
         values: [k], in double precision on the CPU.
         vectors: Directions of the first of them: orthonormal, zero at pinned entries.
         entries: n, number of plastic entries.
-        complete: Whether all other eigenvalues are zero up to rounding.
+        complete: Whether all other eigenvalues are below what is resolved; they need not be zero.
         rank: Most eigenvalues that can differ from zero.
         residuals: |g v - lambda v| / lambda_max of each vector.
         trace: Sum of all eigenvalues.
+        resolved: Size below which rounding hides eigenvalues; to about this the others are known.
 
     Example:
         >>> spectrum = Spectrum(torch.tensor([4.0, 1.0, 0.01]), (), entries=10, complete=True, rank=3)
@@ -47,6 +48,7 @@ class Spectrum:
     rank: int
     residuals: tuple[float, ...] = ()
     trace: Estimate | None = None
+    resolved: float = 0.0
 
     def stiff(self, tau: float) -> int:
         """Number of eigenvalues above tau * lambda_max.
@@ -55,7 +57,7 @@ class Spectrum:
             tau: Above 0, below 1.
 
         Raises:
-            InputError: So many that not all of them are known.
+            InputError: So many that not all of them are known, or so small that rounding hides some.
         """
         if not 0 < tau < 1:
             raise InputError("Spectrum.stiff(tau)", "a number above 0 and below 1", tau)
@@ -69,13 +71,18 @@ class Spectrum:
                 f"the {count}th still {float(self.values[-1] / self.values[0]):.2g} of the largest",
                 "Ask eigh for more.",
             )
+        if tau * float(self.values[0]) < self.resolved and len(self.values) < self.rank:
+            least = self.resolved / float(self.values[0])
+            remedy = "Below that, rounding hides them: take the network and inputs in double precision."
+            raise InputError("Spectrum.stiff(tau)", f"at least {least:.2g}", tau, remedy)
         return count
 
     def effective_dimension(self, mu: float) -> Estimate:
         """Sum over the eigenvalues of lambda / (lambda + mu): directions that the outputs see beyond mu.
 
         Where only the largest eigenvalues are known, the interval holds whatever the others are: each is at most the
-        smallest that is known, and together they make the rest of the trace (the estimate of it, where that is one).
+        smallest that is known, or what is resolved, and together they make the rest of the trace (the estimate of it,
+        where that is one). For a mu far below what is resolved, the interval is wide.
 
         Args:
             mu: In the units of the eigenvalues, above 0.
@@ -87,18 +94,18 @@ class Spectrum:
         values = self.values.clamp(min=0)
         known = float((values / (values + mu)).sum())
         others = max(0, self.rank - len(values))
-        if self.complete or not others:
+        last = self.resolved if self.complete else float(values[-1]) if len(values) else math.inf
+        if not others or last == 0:
             return Estimate(known, known, known)
-        last = float(values[-1]) if len(values) else math.inf
         most = others * (last / (last + mu) if math.isfinite(last) else 1.0)
         least = 0.0
         if self.trace is not None:
             so_far = float(values.sum())
             # Concave in each eigenvalue: most if all others are alike, least if few are as large as they can be.
-            share = max(0.0, self.trace.high - so_far) / others
+            share = (max(0.0, self.trace.high - so_far) + self.resolved) / others
             if math.isfinite(share):
                 most = min(most, others * share / (share + mu))
-            below = max(0.0, self.trace.low - so_far) if math.isfinite(self.trace.low) else 0.0
+            below = max(0.0, self.trace.low - so_far - self.resolved) if math.isfinite(self.trace.low) else 0.0
             least = min(most, below / (last + mu)) if math.isfinite(last) else 0.0
         return Estimate(known + least, known + (least + most) / 2, known + most)
 
@@ -122,6 +129,7 @@ class Spectrum:
             "rank": self.rank,
             "residuals": list(self.residuals),
             "trace": None if self.trace is None else self.trace.to_dict(),
+            "resolved": self.resolved,
         }
         plain: dict[str, Any] = finite(said)
         return plain
@@ -129,9 +137,22 @@ class Spectrum:
     def __str__(self) -> str:
         if not len(self.values):
             return f"a metric of {self.entries:,} entries that is zero"
-        kind = "all that are not zero" if self.complete else f"of at most {self.rank:,} that are not zero"
+        kind = f"of at most {self.rank:,} that are not zero"
+        if self.complete:
+            kind = f"all above {self.resolved:.2g}" if self.resolved else "all that are not zero"
         largest, least = float(self.values[0]), float(self.values[-1])
         return f"{len(self.values)} eigenvalues from {largest:.3g} to {least:.3g}, {kind}, of {self.entries:,} entries"
+
+
+def eigenvalues(matrix: Tensor) -> Tensor:
+    """All eigenvalues of a symmetric matrix, descending; on the CPU by LAPACK's evr, which is quicker than torch's."""
+    if matrix.device.type != "cpu":
+        found: Tensor = torch.linalg.eigvalsh(matrix)
+        return found.flip(0)
+    from scipy.linalg import eigh
+
+    values = eigh(matrix.numpy(), eigvals_only=True, driver="evr", check_finite=False)
+    return torch.from_numpy(values).flip(0)
 
 
 def lanczos(

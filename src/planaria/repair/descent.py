@@ -19,6 +19,7 @@ from planaria.core.anatomy import Anatomy, flat
 from planaria.core.autodiff import plain_kernels
 from planaria.core.devices import clock
 from planaria.core.errors import AnatomyError, InputError
+from planaria.core.gemm import DEFAULT, fast_products, fastest_route
 from planaria.core.graph import forward_multiply_adds
 from planaria.core.motion import Cost, Moment
 from planaria.core.network import Network, law
@@ -26,7 +27,6 @@ from planaria.core.reasons import UNUSED
 from planaria.core.streams import lend, stream
 from planaria.core.trees import Weights
 from planaria.sweep.compact import TOLERANCE, Compact, compact
-from planaria.sweep.gemm import DEFAULT, fast_products, fastest_route
 
 Gradient = Callable[[Tensor], Tensor]
 """Row numbers of a batch -> the scalar whose gradient is the update's."""

@@ -217,7 +217,7 @@ class _Walk:
             held[:] = False
         self.known = _Known.of(rows, wanted, importance, ~held)
         self.judge = _Known.of(rows, wanted, importance, held) if bool(held.any()) else self.known
-        said = self.plain(rows[:1])
+        said = self.plain(rows[:2])
         if not isinstance(said, Tensor) or said.shape[1:] != wanted.shape[1:]:
             expected = f"shape {list(said.shape[1:])} for one input" if isinstance(said, Tensor) else "one tensor"
             raise InputError("Recorded.outputs", expected, f"shape {list(wanted.shape[1:])}")

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from planaria.core.devices import without_tf32
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.network import Network
 from planaria.measure.task import Task
 from planaria.repair.descent import Brake, batches
 from planaria.repair.retrain import Adam, Optimiser
 from planaria.sweep.chain import Chain
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.program import near
 
 

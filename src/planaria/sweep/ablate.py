@@ -18,13 +18,13 @@ from torch import Tensor
 
 from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
+from planaria.core.gemm import route_of
 from planaria.core.network import Network
 from planaria.measure.data import Data, check_labels
 from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
-from planaria.sweep.gemm import route_of
 from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import BRUTE, Plan
 from planaria.sweep.replay import chunks

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from planaria.core.anatomy import Unit
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.sweep.chain import Chain, Stage
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.tally import Judge, Tally
 
 WORK = 6 * 2**20

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
+from planaria.core.gemm import route_of
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.data import Data
@@ -32,7 +33,6 @@ from planaria.measure.scores import Score
 from planaria.measure.statistics import Estimate, student_quantile
 from planaria.measure.task import FORWARD_BATCH, Task
 from planaria.sweep.audit import Audit, audit
-from planaria.sweep.gemm import route_of
 from planaria.sweep.lesions import Job, What
 from planaria.sweep.plan import IN_CHAIN, Plan
 from planaria.sweep.tally import Judge, Tally

@@ -18,13 +18,13 @@ from torch import Tensor
 from planaria.core.anatomy import Anatomy
 from planaria.core.devices import clock, without_tf32
 from planaria.core.errors import InputError
+from planaria.core.gemm import fast_products
 from planaria.core.network import Network
 from planaria.core.streams import stream
 from planaria.measure.data import Data
 from planaria.measure.scores import ACCURACY, Score
 from planaria.measure.task import Task
 from planaria.sweep.gates import Gate
-from planaria.sweep.gemm import fast_products
 from planaria.sweep.lesions import EachUnit
 from planaria.sweep.precision import Intervals
 from planaria.sweep.program import Edit, Program

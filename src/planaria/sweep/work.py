@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from planaria.core.errors import InputError
+from planaria.core.gemm import DEFAULT
 from planaria.core.network import Network
 from planaria.measure.task import FORWARD_BATCH
 from planaria.sweep.certify import Certifier
@@ -18,7 +19,6 @@ from planaria.sweep.curve import curves
 from planaria.sweep.delta import delta_units
 from planaria.sweep.edges import weight_map
 from planaria.sweep.fuse import fuse
-from planaria.sweep.gemm import DEFAULT
 from planaria.sweep.lesions import Job
 from planaria.sweep.plan import (
     BRUTE,
