@@ -28,6 +28,8 @@ from planaria.sweep.replay import edited
 
 PATH, COUNT = "path", "count"
 """Along the straight line from the intact to the damaged weights; along growing numbers of deleted units."""
+EXHAUSTED = ("out of memory", "DefaultCPUAllocator")
+"""What torch says where memory is too small."""
 FASTER = 3.0
 """Times the first speed at which a path is said to break down."""
 LOSS = 0.05
@@ -211,7 +213,7 @@ def _pushed(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tensor]:
         with plain_kernels(recurrence=True):
             pairs = [jvp(partial(outputs, rows=rows), net.weights, u) for rows in inputs.split(ROWS)]
     except RuntimeError as problem:  # an operation that torch can only differentiate backwards
-        if "memory" in str(problem):
+        if any(said in str(problem) for said in EXHAUSTED):
             raise
         return _pushed_back(net, u, inputs)
     return torch.cat([value for value, _ in pairs]), torch.cat([slope for _, slope in pairs])
@@ -223,7 +225,7 @@ def _pushed_back(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tens
         jacobian = Jacobian(net, inputs)
         return jacobian.outputs, jacobian.push(u)
     except RuntimeError as problem:
-        if "memory" in str(problem):
+        if any(said in str(problem) for said in EXHAUSTED):
             raise
         said = (str(problem).splitlines() or ["no message"])[0][:120]
         remedy = "Leave the break-down out: repeats=0."
