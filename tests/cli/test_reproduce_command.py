@@ -58,6 +58,22 @@ def test_an_unknown_figure_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert "rescue-fig1" in done.err
 
 
+def test_what_a_part_has_found_is_told_in_the_words_of_its_own_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = "--model mlp:64-8-10 --train-epochs 1"
+    commands = {
+        "map": f"resilience {small} --inputs 32 --sample 4 --set-size 0 --repeats 0 --no-spectrum",
+        "path": f"connect {small} --by straight --points 3 --control 0",
+    }
+    parts = tuple(reproducing.Part(label, command, "") for label, command in commands.items())
+    monkeypatch.setitem(reproducing.FIGURES, "told", ("What geometry finds.", parts))
+    done = planaria("reproduce", "told", "--out", "t", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "is the most vulnerable unit" in done.out
+    assert "along the straight line the test loss" in done.out
+
+
 @pytest.mark.parametrize("name", reproducing.FIGURES)
 def test_every_command_of_a_figure_is_one_that_the_program_knows(name: str) -> None:
     for part in reproducing.FIGURES[name][1]:
