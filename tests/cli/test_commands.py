@@ -96,7 +96,7 @@ def test_shell_completion_prints_a_script_and_completes_without_torch(tmp_path: 
     script = process(tmp_path, "-c", code, _PLANARIA_COMPLETE="source_bash").stdout
     assert "complete -o default -F _planaria_completion planaria" in script
     asking = {"_PLANARIA_COMPLETE": "complete_bash", "COMP_WORDS": "planaria res", "COMP_CWORD": "1"}
-    assert process(tmp_path, "-c", code, **asking).stdout.split() == ["rescue", "respond"]
+    assert process(tmp_path, "-c", code, **asking).stdout.split() == ["rescue", "respond", "resilience"]
     asking |= {"COMP_WORDS": "planaria rescue --fail", "COMP_CWORD": "2"}
     probe = code.replace("import sys;", "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules));")
     assert process(tmp_path, "-c", probe, **asking).stdout.split() == ["--fail-under", "False"]

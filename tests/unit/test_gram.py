@@ -266,6 +266,44 @@ def test_examples_that_depend_on_each_other_are_not_mistaken_for_separate_ones()
     assert apart(gram(net, inputs), twin(net, inputs)) < 1e-10
 
 
+class Norm(nn.Module):
+    """Normalises in single precision, whatever the network is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x).float()
+        y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        return self.two(torch.tanh(y))
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_single_precision_inside_needs_no_general_way(count: int) -> None:
+    inputs = torch.randn(count, 3, generator=stream(0, "inside"), dtype=torch.float64)
+    net = net_of(Norm(), inputs)
+    assert Pass.of(net, inputs, "test").place(count) == []
+    assert apart(gram(net, inputs), twin(net, inputs)) < 1e-6
+
+
+def test_double_precision_throughout_is_held_to_its_own_rounding() -> None:
+    class Leaky(nn.Module):
+        """Examples see a little of each other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            return self.two(torch.tanh(y + 1e-5 * y.flip(0)))
+
+    inputs = torch.randn(5, 3, generator=stream(0, "leaky"), dtype=torch.float64)
+    net = net_of(Leaky(), inputs)
+    assert "one.weight" in Pass.of(net, inputs, "test").place(5)
+
+
 def test_wide_weights_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     net, inputs = doubled(NETWORKS["transformer-pre-norm"], 7)
     whole = gram(net, inputs)

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from planaria.core.trees import Weights, dot, norm
 from planaria.geometry.metric import Metric
 from planaria.geometry.outputs import Euclidean, Fisher, LossHessian
 from planaria.geometry.solve import ConjugateGradients, Gram, Nystrom, conjugate_gradients, dual_inverse, refined
-from planaria.geometry.spectrum import Spectrum, hutchpp, lanczos, signs
+from planaria.geometry.spectrum import Spectrum, hutchpp, lanczos, rest_of_trace, signs
 from planaria.measure.losses import mse
 from planaria.measure.statistics import Estimate
 
@@ -252,6 +253,199 @@ def test_no_inputs_are_refused() -> None:
 def test_a_dense_matrix_of_a_large_network_is_refused() -> None:
     with pytest.raises(InputError, match="at most 5000 weights"):
         Metric(Network.of(nn.Linear(200, 30)), torch.zeros(2, 200)).dense()
+
+
+def test_a_normalisation_by_the_batch_is_named_whatever_is_asked() -> None:
+    net = Network.of(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+    for ask in (lambda g: g.largest, lambda g: g.trace(), lambda g: g.solve(along(net)), lambda g: g.eigh()):
+        for count in (1, 5):
+            with pytest.raises(InputError, match="statistics of the batch"):
+                ask(Metric(net, torch.randn(count, 3)))
+
+
+@pytest.mark.parametrize("ask", ["largest", "trace", "solve", "eigh", "dense", "norm"])
+def test_inputs_that_are_not_finite_are_refused_by_the_metric_itself(ask: str) -> None:
+    net, x = Network.of(nn.Linear(2, 1)), torch.tensor([[0.0, 1.0], [1.0, math.nan]])
+    with pytest.raises(InputError, match=r"^Metric\(net, inputs\): expected finite outputs.*1 of 2 inputs"):
+        found = getattr(Metric(net, x), ask)
+        found(along(net)) if ask in ("solve", "norm") else found()
+
+
+class Square(torch.autograd.Function):
+    """x^2, with a derivative that has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class Detached(torch.autograd.Function):
+    """2 x, with a derivative that torch does not see."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient.detach()
+
+
+class Forwards(torch.autograd.Function):
+    """2 x, without a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Through(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.one, self.two, self.function = nn.Linear(3, 4), nn.Linear(4, 2), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.function.apply(self.one(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2)), "_embedding_bag_backward.*nn.Embedding"),
+        (Through(Square), "got Square, whose derivative"),
+        (Through(Detached), "got Detached, whose derivative"),
+        (Through(Forwards), "custom autograd.Function"),
+    ],
+)
+def test_what_torch_cannot_differentiate_twice_is_named(model: nn.Module, named: str) -> None:
+    net = net_of(model)
+    x = torch.arange(12).view(4, 3) % 9 if isinstance(model, nn.Sequential) else drawn(4, 3)
+    for of in (Euclidean(), Fisher(), LossHessian(torch.arange(4) % 2)):
+        with pytest.raises(InputError, match=rf"Metric.*torch can differentiate.*{named}"):
+            Metric(net, x, of) @ along(net)
+    with pytest.raises(InputError, match=f"torch can differentiate.*{named}"):
+        Metric(net, x).solve(along(net))
+    with pytest.raises(InputError, match=f"torch can differentiate.*{named}"):
+        Metric(net, x, LossHessian(torch.arange(4) % 2)).dense()
+
+
+def test_gradients_that_are_nothing_but_rounding_are_not_mistaken_for_wrong_ones() -> None:
+    class Ones(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).softmax(1).sum(1, keepdim=True)
+
+    net = Network.of(Ones())
+    assert Metric(net, torch.randn(6, 3)).norm(along(net)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("v", "said"),
+    [
+        ([1.0], "Metric @ v: expected a dictionary.*got list"),
+        (torch.zeros(6, 5), "Metric @ v: expected a dictionary.*got Tensor"),
+        ({"0.weight": [[1.0]]}, r"Metric @ v\['0.weight'\]: expected real numbers of shape \[6, 5\], got list"),
+        ({"0.weight": torch.zeros(6, 5, dtype=torch.complex64)}, "real numbers.*complex64"),
+        ({"nothing": 3}, r"Metric @ v\['nothing'\]: expected the name of a weight, got int"),
+    ],
+)
+def test_directions_that_are_no_weights_are_refused(v: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Metric(*small()) @ v
+
+
+def test_what_is_no_network_cotangent_or_setting_is_refused() -> None:
+    net, x = small()
+    g: Any = Metric(net, x)
+    for ask, said in (
+        (lambda: Metric(nn.Linear(5, 3), x), r"Metric\(net\): expected a Network, got Linear.*Network.of"),
+        (lambda: g.pull([1.0]), r"Metric.pull\(u\).*\[8, 3\], got list"),
+        (lambda: g.solve(along(net), by="gram"), r"Metric.solve\(by\).*'gram'"),
+        (lambda: g.solve(along(net), tolerance="small"), r"Metric.solve\(tolerance\)"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ask()
+
+
+# ------------------------------------------------------------------------------------------------ half precision
+
+
+def halved(dtype: torch.dtype) -> tuple[Network, Network, Tensor]:
+    """A network of half precision, the same weights in double precision, and inputs."""
+    net, x = small()
+    half = Network.of(net.to_module().to(dtype))
+    return half, Network.of(half.to_module().double()), x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("of", [Euclidean(), Fisher(), LossHessian(torch.arange(8) % 3)])
+def test_weights_of_half_precision_have_the_metric_of_the_same_numbers(dtype: torch.dtype, of: Any) -> None:
+    half, precise, x = halved(dtype)
+    g, twin, v = Metric(half, x, of), Metric(precise, x.double(), of), along(half)
+    assert g.largest == pytest.approx(twin.largest, rel=1e-5)
+    for found, wanted in (
+        (g @ v, twin @ v),
+        (g.solve(v, damping=2.0).direction, twin.solve(v, damping=2.0).direction),
+        (g.eigh(1).vectors[0], twin.eigh(1).vectors[0]),
+    ):
+        sign = math.copysign(1.0, float(dot(found, wanted)))
+        for name, one in found.items():
+            assert one.dtype == dtype
+            assert torch.allclose(sign * one.double(), wanted[name], rtol=0.02, atol=0.01)
+    assert torch.allclose(g.eigh(3).values, twin.eigh(3).values, rtol=1e-4)
+    assert g.trace().best == pytest.approx(twin.trace().best, rel=1e-4)
+    assert g.norm(v) == pytest.approx(twin.norm(v), rel=1e-4) if not isinstance(of, LossHessian) else True
+    assert torch.allclose(g.dense().double(), twin.dense(), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_solved_by_products_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_products(monkeypatch)
+    half, _, x = halved(dtype)
+    solved = Metric(half, x).solve(along(half), damping=0.1, by=ConjugateGradients(rank=6))
+    assert solved.converged
+    assert Metric(half, x).trace().best == pytest.approx(float(Metric(half, x).eigh(24).values.sum()), rel=0.2)
+
+
+def test_several_inputs_of_half_precision_are_widened_too() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return self.layer(x) * gate[:, None]
+
+    inputs = {"x": drawn(6, 3).bfloat16(), "gate": torch.arange(6)}
+    net = Network.of(Two().bfloat16(), inputs)
+    assert Metric(net, inputs).outputs.dtype == torch.float32
+    assert Metric(net, inputs).solve(along(net)).converged
+
+
+def test_a_network_that_insists_on_half_precision_is_taken_as_it_is() -> None:
+    class Insists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2).bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.bfloat16())
+
+    net, x = Network.of(Insists()), drawn(6, 3).float()
+    g = Metric(net, x)
+    assert g.outputs.dtype == torch.bfloat16
+    solved = g.solve(along(net), damping=0.5)
+    assert math.isfinite(solved.residual) and solved.residual < 0.1
+    assert len(g.eigh(2).vectors) == 2 and g.trace().best > 0
 
 
 # ------------------------------------------------------------------------------------------------ products
@@ -527,6 +721,23 @@ def test_equal_eigenvalues_do_not_stop_lanczos() -> None:
     assert torch.allclose(found, values[:4])
     assert torch.allclose(vectors @ vectors.T, torch.eye(4).double(), atol=1e-10)
     assert float(residuals.max()) < 1e-8
+
+
+def test_the_trace_of_a_positive_metric_begins_at_what_is_known() -> None:
+    values = torch.tensor([4.0] * 3 + [1e-3] * 200 + [1.0], dtype=torch.float64)
+    rng, basis = stream(0, "probes"), torch.eye(204, dtype=torch.float64)[:, :3]
+    args = (lambda y: values * y, lambda: torch.randn(204, generator=rng).double() * (values < 4), basis, 12.0, 3)
+    assert min(rest_of_trace(*args, positive=True).low for _ in range(20)) >= 12.0
+    assert min(rest_of_trace(*args).low for _ in range(20)) < 12.0  # of an indefinite one, who knows
+    assert hutchpp(lambda y: values * y, lambda: signs(values, rng), 6, positive=True).low >= 0
+
+
+def test_nothing_that_is_plastic_is_said() -> None:
+    net, x = small()
+    none = net.pin({n: torch.ones_like(w, dtype=torch.bool) for n, w in net.weights.items()})
+    for of in (Euclidean(), LossHessian(torch.arange(8) % 3)):
+        with pytest.raises(InputError, match="nothing that is plastic"):
+            Metric(none, x, of).eigh(2)
 
 
 def test_the_trace_of_nothing_is_zero() -> None:

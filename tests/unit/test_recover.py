@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -224,11 +225,44 @@ def test_it_says_what_it_was_made_with() -> None:
         ({"limit": 0}, "limit"),
         ({"damping": 0.0}, "damping"),
         ({"damping": math.nan}, "damping"),
+        ({"damping": "a"}, "damping"),
+        ({"steps": True}, "steps"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, float], name: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=rf"Recover\.{name}"):
-        Recover(Recorded(torch.zeros(1, 2), torch.zeros(1, 1)), **settings)  # type: ignore[arg-type]
+        Recover(Recorded(torch.zeros(1, 2), torch.zeros(1, 1)), **settings)
+
+
+def test_a_network_is_no_source() -> None:
+    with pytest.raises(InputError, match=r"Recover\.source.*Teacher\(intact network, inputs\).*got Network"):
+        Recover(NETWORKS["mlp-relu"].network())  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_recovered_is_said_by_recover() -> None:
+    case = NETWORKS["mlp-relu"]
+    net, inputs = case.network(), case.inputs(4, "x")
+    name = next(iter(net.weights))
+    broken = net.with_weights({name: torch.full_like(net.weights[name], math.nan)})
+    with pytest.raises(InputError, match=r"^Recover\(net\): expected finite outputs.*4 of 4"):
+        next(Recover(Recorded(inputs, net(inputs)))(broken, RNG))
+    bag = Network.of(nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 2)))
+    tokens = torch.arange(12).view(4, 3) % 9
+    with pytest.raises(InputError, match=r"^Recover\(net\).*differentiate twice.*_embedding_bag_backward"):
+        next(Recover(Recorded(tokens, bag(tokens) + 1))(bag, RNG))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_recovers_in_its_own_type(dtype: torch.dtype) -> None:
+    case = NETWORKS["mlp-tanh"]
+    net, inputs = Network.of(case.network().to_module().to(dtype)), case.inputs(40, "x").to(dtype)
+    name = next(n for n, w in net.weights.items() if w.ndim == 2)
+    lost = {name: torch.zeros_like(net.weights[name], dtype=torch.bool)}
+    lost[name][:2] = True
+    lesioned = net.with_weights({name: net.weights[name] * ~lost[name]}).pin(lost)
+    end = last(Recover(Teacher(net, inputs), steps=4), lesioned)
+    assert all(w.dtype == dtype for w in end.weights.values())
+    assert distance(end, net, inputs) < 0.5 * distance(lesioned, net, inputs)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ _EXTRAS = {
     "hf": ("transformers", "datasets"),
     "onnx": ("onnx", "onnxruntime"),
     "attacks": ("foolbox",),
+    "embed": ("scikit-learn",),
+    "umap": ("scikit-learn", "umap-learn"),
     "parquet": ("pyarrow",),
 }
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

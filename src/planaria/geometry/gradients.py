@@ -143,4 +143,4 @@ def by_example(passed: Pass, name: str, some: Tensor, classes: int, net: Network
     jacobian, outputs = (part.detach() for part in pair)
     expected = passed.outputs.detach().reshape(outputs.shape)
     apart = float((outputs - expected).double().norm())
-    return jacobian if apart <= 1e-4 * float(expected.double().norm()) + 1e-12 else None
+    return jacobian if apart <= passed.precise * float(expected.double().norm()) + 1e-12 else None

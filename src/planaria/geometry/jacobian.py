@@ -22,8 +22,9 @@ from planaria.core.gemm import fast_products
 from planaria.core.graph import Watch
 from planaria.core.network import Network
 from planaria.core.streams import stream
-from planaria.core.trees import Weights
+from planaria.core.trees import Weights, dot, norm
 from planaria.geometry.factors import Factors
+from planaria.geometry.passes import custom, differentiable, widened
 
 KEPT = 1 << 30
 """Bytes of activations that may be kept between products; with more, every product runs the network again."""
@@ -44,19 +45,24 @@ nobody asks for."""
 SAME = 1e-4
 """Difference, relative to the largest entry, below which two ways to compute something agree; a GPU's sums may vary."""
 
+ADJOINT = 0.02
+"""Difference between u.(J v) and (J^T u).v, relative to their usual size, that rounding explains."""
+
 
 class Jacobian:
     """J = df/dw of a network on some inputs, at its weights, in eval mode and single or double precision throughout.
 
     Args:
-        net: The network. Mixed precision is left out.
+        net: The network. Mixed precision is left out; weights of half precision are computed with in single.
         inputs: [N, ...].
+        where: Begins every error message.
 
     Attributes:
         outputs: [N, m...], detached.
 
     Raises:
-        InputError: A normalisation uses the statistics of the batch, two passes differ, or an output is not finite.
+        InputError: A normalisation uses the statistics of the batch, two passes differ, or an output is not finite; of
+            products: an operation that torch cannot differentiate (twice, for J v).
 
     Example:
         >>> net = Network.of(nn.Linear(2, 1, bias=False))
@@ -65,9 +71,12 @@ class Jacobian:
         (tensor([[3.]]), {'weight': tensor([[1., 2.]])})
     """
 
-    def __init__(self, net: Network, inputs: Tensor) -> None:
-        self._net = net.with_autocast(None)
+    def __init__(self, net: Network, inputs: Tensor, where: str = "Metric(net, inputs)") -> None:
+        net, inputs = widened(net, inputs)
+        self._net = net
         self._inputs = inputs
+        self._where = where
+        self._checked = False
         recurrent = any(isinstance(part, nn.RNNBase) for part in net.module.modules())
         self._recurrence = recurrent or steps_matter(net.module, net.device)
         self._names = [name for name, weight in net.weights.items() if weight.is_floating_point()]
@@ -87,7 +96,7 @@ class Jacobian:
                 with torch.no_grad():
                     outputs = [self._run(some, self._net.weights) for some in rows]
         self.outputs = torch.cat(outputs)
-        _finite_outputs(self.outputs)
+        _finite_outputs(self.outputs, where)
 
     def push(self, v: Mapping[str, Tensor]) -> Tensor:
         """J v, of the outputs' shape.
@@ -126,6 +135,7 @@ class Jacobian:
             return torch.cat([function(whole) for function in linear])
 
     def _pushed_back(self, v: Mapping[str, Tensor]) -> Tensor:
+        self.check()
         with self.exact():
             return torch.cat([graph.push(v) for graph in self._each()])
 
@@ -152,6 +162,7 @@ class Jacobian:
             u: Of the outputs' shape, held fixed.
             names: Of which weights the change is wanted.
         """
+        self.check()
         wanted = [name for name in names if name in self._names]
         slopes, bends = [], []
         with self.exact():
@@ -160,6 +171,29 @@ class Jacobian:
                 slopes.append(slope)
                 bends.append(bend)
         return torch.cat(slopes), self._summed(bends)
+
+    def check(self) -> None:
+        """Once, on two inputs: u.(J v) = (J^T u).v. Some functions lose derivatives of their derivatives silently."""
+        if self._checked:
+            return
+        with self.exact():
+            graph = self._graph(self._inputs[:2])
+            rng = stream(0, "adjoint")
+            outputs = graph.outputs.detach()
+            v = {name: torch.randn(graph.leaves[name].shape, generator=rng).to(outputs) for name in self._names}
+            pushed, gap, size = graph.push(v), 0.0, 0.0
+            for _ in range(3 if v else 0):  # one alone may not show it, by chance
+                u = torch.randn(outputs.shape, generator=rng).to(outputs)
+                pulled = graph.pull(u, self._names)
+                gap = max(gap, abs(float(dot({"": u}, {"": pushed})) - float(dot(pulled, v))))
+                size = max(size, float(norm({"pushed": pushed, **pulled})))
+        noise = SAME * float(norm({"": outputs}))  # gradients may be nothing but rounding
+        if gap > ADJOINT * size + noise:
+            named = ", ".join(custom(graph.outputs)) or "an operation"
+            got = f"{named}, whose derivative torch cannot differentiate"
+            remedy = "Let its backward consist of torch's operations, on tensors that it has not detached."
+            raise InputError(self._where, "a network that torch can differentiate twice", got, remedy)
+        self._checked = True
 
     @property
     def _sizes(self) -> list[int]:
@@ -193,7 +227,7 @@ class Jacobian:
         with torch.enable_grad():
             leaves = {name: self._net.weights[name].detach().clone().requires_grad_() for name in self._names}
             outputs = self._run(rows, leaves)
-        return _Graph(leaves, outputs)
+        return _Graph(leaves, outputs, self._where)
 
     def _linearised(self) -> list[Callable[[Weights], Tensor]]:
         """One function J v for each part; none where torch cannot trace the network, or does so wrongly."""
@@ -219,7 +253,7 @@ class Jacobian:
         few = self._inputs[:2] if len(self._inputs) > 1 else self._inputs.repeat(2, *[1] * (self._inputs.ndim - 1))
         for name, part in self._net.module.named_modules():
             if isinstance(part, _BatchNorm) and part.running_mean is None:
-                raise _of_batch(f"the layer {name!r}")
+                raise _of_batch(f"the layer {name!r}", self._where)
         found: list[str] = []
 
         def seen(tag: str, args: tuple[Any, ...], output: Any) -> None:
@@ -235,14 +269,15 @@ class Jacobian:
             training = [
                 n for n, part in self._net.module.named_modules() if isinstance(part, _BatchNorm) and part.training
             ]
-            raise _of_batch(f"the layer {training[0]!r}" if training else "a batch normalisation in its forward")
+            what = f"the layer {training[0]!r}" if training else "a batch normalisation in its forward"
+            raise _of_batch(what, self._where)
         if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim == 0 or len(first) != len(few):
             got = f"shape {list(first.shape)} of {first.dtype} for {len(few)} inputs"
-            raise InputError("Metric(net, inputs)", "a network with outputs [inputs, ...] of real numbers", got)
+            raise InputError(self._where, "a network with outputs [inputs, ...] of real numbers", got)
         gap = float((first - second).abs().max()) if first.numel() else 0.0
         if gap > SAME * float(first.abs().max()):
             raise InputError(
-                "Metric(net, inputs)",
+                self._where,
                 "a network that computes the same twice",
                 f"outputs that differ by {gap:.2g} between two passes over the same inputs",
                 "Take the noise out of its forward pass (dropout that ignores eval mode, random masks).",
@@ -280,6 +315,7 @@ class _Graph:
 
     leaves: Weights
     outputs: Tensor
+    where: str
 
     def __post_init__(self) -> None:
         self._cotangent: Tensor | None = None
@@ -289,7 +325,9 @@ class _Graph:
         if not self.outputs.requires_grad or not names:
             return {name: torch.zeros_like(self.leaves[name], requires_grad=False) for name in names}
         leaves = [self.leaves[name] for name in names]
-        found = torch.autograd.grad(self.outputs, leaves, u, retain_graph=True, allow_unused=True)
+        with differentiable(self.where, "a network that torch can differentiate"):
+            u = u.to(self.outputs)
+            found = torch.autograd.grad(self.outputs, leaves, u, retain_graph=True, allow_unused=True)
         return {
             name: torch.zeros_like(leaf, requires_grad=False) if one is None else one
             for name, leaf, one in zip(names, leaves, found, strict=True)
@@ -316,7 +354,7 @@ class _Graph:
         if not self.outputs.requires_grad:
             return
         u = u.detach().clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), differentiable(self.where, _TWICE):
             found = torch.autograd.grad(
                 self.outputs, list(self.leaves.values()), u, create_graph=True, allow_unused=True
             )
@@ -330,11 +368,15 @@ class _Graph:
             return [torch.zeros_like(one, requires_grad=False) for one in wanted]
         pulled = [self._pulled[name] for name in names]
         along = [v[name].to(one.dtype) for name, one in zip(names, pulled, strict=True)]
-        found = torch.autograd.grad(pulled, wanted, along, retain_graph=True, allow_unused=True)
+        with differentiable(self.where, _TWICE):
+            found = torch.autograd.grad(pulled, wanted, along, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(one, requires_grad=False) if got is None else got
             for one, got in zip(wanted, found, strict=True)
         ]
+
+
+_TWICE = "a network that torch can differentiate twice"
 
 
 def _alike(some: list[Tensor], others: list[Tensor]) -> bool:
@@ -350,18 +392,18 @@ def _uses_batch(args: tuple[Any, ...], count: int) -> bool:
     return bool(flags) and flags[0] and isinstance(args[0], Tensor) and args[0].shape[0] >= count
 
 
-def _of_batch(what: str) -> InputError:
+def _of_batch(what: str, where: str) -> InputError:
     return InputError(
-        "Metric(net, inputs)",
+        where,
         "a network whose output for one input does not depend on the others",
         f"{what}, which normalises by the statistics of the batch even in eval mode",
         "Give it running statistics (track_running_stats=True, train mode off), or take LayerNorm or GroupNorm.",
     )
 
 
-def _finite_outputs(outputs: Tensor) -> None:
+def _finite_outputs(outputs: Tensor, where: str) -> None:
     fine = torch.isfinite(outputs).flatten(1).all(1) if outputs.ndim > 1 else torch.isfinite(outputs)
     if not bool(fine.all()):
         at = int((~fine).nonzero()[0])
         got = f"NaN or infinity for {int((~fine).sum())} of {len(fine)} inputs, first for input {at}"
-        raise InputError("Metric(net, inputs)", "finite outputs", got, "Leave these inputs out, or mend the weights.")
+        raise InputError(where, "finite outputs", got, "Leave these inputs out, or mend the weights.")

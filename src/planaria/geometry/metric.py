@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from planaria.geometry.outputs import Euclidean as Euclidean
 from planaria.geometry.outputs import Fisher as Fisher
 from planaria.geometry.outputs import Geometry as Geometry
 from planaria.geometry.outputs import LossHessian as LossHessian
+from planaria.geometry.passes import differentiable, widened
 from planaria.geometry.solve import (
     Apply,
     ConjugateGradients,
@@ -54,9 +55,10 @@ PROBES = 12
 class Metric:
     """Riemannian metric g of a network on some inputs, matrix-free.
 
-    In eval mode and full precision, whatever the layers are (normalisation and attention included). Entries of
-    plasticity 0 are pinned: for `@`, `solve`, `eigh`, `trace` and `dense` they do not exist. The graph is built on
-    first use and kept with the metric, as far as memory allows.
+    In eval mode and full precision, whatever the layers are (normalisation and attention included); weights of half
+    precision are computed with in single, and directions rounded to theirs at the end. Entries of plasticity 0 are
+    pinned: for `@`, `solve`, `eigh`, `trace` and `dense` they do not exist. The graph is built on first use and kept
+    with the metric, as far as memory allows.
 
     Args:
         net: At whose weights.
@@ -65,7 +67,8 @@ class Metric:
 
     Raises:
         InputError: No inputs, or as many targets as there are not inputs. On first use: a normalisation that looks at
-            the whole batch, a network that does not compute the same twice, outputs that are not finite.
+            the whole batch, a network that does not compute the same twice, outputs that are not finite, an operation
+            that torch cannot differentiate twice.
 
     Example:
         >>> net = Network.of(torch.nn.Linear(2, 1, bias=False))
@@ -86,6 +89,8 @@ class Metric:
     of: Geometry | LossHessian = field(default_factory=Euclidean)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.net, Network):
+            raise InputError("Metric(net)", "a Network", type(self.net).__name__, "Take Network.of(model, inputs).")
         rows = self.net.port.rows(self.inputs)
         if rows.ndim == 0 or len(rows) == 0:
             raise InputError("Metric(inputs)", "at least one input", f"shape {list(rows.shape)}")
@@ -127,8 +132,9 @@ class Metric:
         Args:
             u: Of the outputs' shape.
         """
-        if u.shape != self.outputs.shape:
-            raise InputError("Metric.pull(u)", f"shape {list(self.outputs.shape)}", f"shape {list(u.shape)}")
+        if not isinstance(u, Tensor) or u.shape != self.outputs.shape:
+            got = f"shape {list(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+            raise InputError("Metric.pull(u)", f"a tensor of shape {list(self.outputs.shape)}", got)
         pulled = self._jacobian.pull(u.to(self.outputs))
         return self._filled({name: self._sane(one) for name, one in pulled.items()})
 
@@ -244,8 +250,12 @@ class Metric:
         if not (isinstance(damping, (int, float)) and 0 < damping < math.inf):
             remedy = "The metric is singular: it takes some damping, 1e-3 for example."
             raise InputError("Metric.solve(damping)", "a number above 0", damping, remedy)
+        if not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
+            raise InputError("Metric.solve(tolerance)", "a number above 0", tolerance)
         if by is None:
             by = Gram() if self._dual else ConjugateGradients()
+        if not isinstance(by, (Gram, ConjugateGradients)):
+            raise InputError("Metric.solve(by)", "Gram() or ConjugateGradients()", repr(by))
         if isinstance(by, Gram) and isinstance(self.of, LossHessian):
             raise InputError("Metric.solve(by=Gram())", "a positive metric", "LossHessian", "Leave it out.")
         given = self._given(b, "Metric.solve(b)")
@@ -281,6 +291,9 @@ class Metric:
             InputError: More than the inputs can tell apart (inputs times outputs), or than memory holds.
         """
         rank = self._rank
+        if k is not None and not self._movable:
+            remedy = "All of them are pinned: give some of them a plasticity above 0, or leave k out."
+            raise InputError("Metric.eigh(k)", "a network with plastic weights", "nothing that is plastic", remedy)
         if k is not None and not (isinstance(k, int) and 1 <= k <= rank):
             shape = " x ".join(map(str, self.outputs.shape))
             remedy = (
@@ -300,7 +313,8 @@ class Metric:
         trace = None
         if not complete:
             rng = stream(seed, "trace beside eigenvectors")
-            trace = rest_of_trace(apply, lambda: signs(self._mask, rng), vectors.T, float(values.sum()), PROBES)
+            known, draw = float(values.sum()), partial(signs, self._mask, rng)
+            trace = rest_of_trace(apply, draw, vectors.T, known, PROBES, positive=self._positive)
         found = tuple(self._filled(self._named(one)) for one in vectors)
         resolved = 10 * torch.finfo(vectors.dtype).eps * float(values.abs().max()) if complete and len(values) else 0.0
         return Spectrum(values.cpu(), found, self.entries, complete, rank, tuple(residuals.tolist()), trace, resolved)
@@ -322,7 +336,7 @@ class Metric:
             exact = float(self._kernel(weighed=False).diagonal().double().sum())
             return Estimate(exact, exact, exact)
         rng = stream(seed, "trace")
-        return hutchpp(self._times(self._mask), lambda: signs(self._mask, rng), queries)
+        return hutchpp(self._times(self._mask), partial(signs, self._mask, rng), queries, positive=self._positive)
 
     def dense(self) -> Tensor:
         """The matrix itself [all entries, all entries], written out row by row by torch's own gradients.
@@ -335,11 +349,14 @@ class Metric:
         size = sum(self.net.weights[name].numel() for name in self._names)
         if size > DENSE:
             raise InputError("Metric.dense", f"at most {DENSE} weights", size, "Use products, eigh or solve.")
-        net, of = self.net.with_autocast(None), self.of
+        (net, inputs), of = self._wide, self.of
+        if isinstance(of, LossHessian):
+            self._jacobian.check()
         leaves = {n: w.detach().clone().requires_grad_(n in self._names) for n, w in net.weights.items()}
         wanted = [leaves[name] for name in self._names]
-        with self._jacobian.exact(), torch.enable_grad():
-            outputs = net(self._rows, leaves)
+        twice = "a network that torch can differentiate" + (" twice" if isinstance(of, LossHessian) else "")
+        with self._jacobian.exact(), torch.enable_grad(), differentiable("Metric(net, inputs)", twice):
+            outputs = net(inputs, leaves)
             if isinstance(of, LossHessian):
                 loss = of.loss(outputs, of.targets.to(outputs.device))
                 slopes = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
@@ -367,8 +384,13 @@ class Metric:
         return self.net.port.rows(self.inputs)
 
     @cached_property
+    def _wide(self) -> tuple[Network, Tensor]:
+        """The network and inputs that are computed with."""
+        return widened(self.net, self._rows)
+
+    @cached_property
     def _jacobian(self) -> Jacobian:
-        jacobian = Jacobian(self.net, self._rows)
+        jacobian = Jacobian(*self._wide)
         if not isinstance(self.of, LossHessian):
             self.of.check(jacobian.outputs)
         return jacobian
@@ -396,11 +418,16 @@ class Metric:
 
     def _given(self, v: Mapping[str, Tensor], where: str) -> Weights:
         found = {}
+        if not isinstance(v, Mapping):
+            expected = "a dictionary of the weights' names and tensors of their shapes"
+            raise InputError(where, expected, type(v).__name__)
         for name, one in v.items():
-            weight = self.net.weights.get(name)
-            if weight is None or weight.shape != one.shape:
-                expected = "the name of a weight" if weight is None else f"shape {list(weight.shape)}"
-                raise InputError(f"{where}[{name!r}]", expected, f"shape {list(one.shape)}")
+            weight = self._wide[0].weights.get(name)
+            real = isinstance(one, Tensor) and not one.is_complex()
+            if weight is None or not real or weight.shape != one.shape:
+                expected = "the name of a weight" if weight is None else f"real numbers of shape {list(weight.shape)}"
+                got = f"{one.dtype} of shape {list(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+                raise InputError(f"{where}[{name!r}]", expected, got)
             if name in self._names:
                 found[name] = _sound(one.to(weight), f"{where}[{name!r}]", "Give a finite direction.")
         return found
@@ -409,7 +436,7 @@ class Metric:
         return _sound(one, "Metric", "A weight is so large, or a function so steep, that its derivative overflows.")
 
     def _filled(self, some: Weights) -> Weights:
-        return {name: some[name] if name in some else torch.zeros_like(w) for name, w in self.net.weights.items()}
+        return {n: some[n].to(w.dtype) if n in some else torch.zeros_like(w) for n, w in self.net.weights.items()}
 
     def _curved(self, v: Weights, names: tuple[str, ...]) -> Weights:
         """The whole product, on the weights called `names`."""
@@ -444,11 +471,13 @@ class Metric:
     # Plastic entries as one vector y = P^-1/2 x, in which the damping is the same for all.
 
     def _flat(self, some: Mapping[str, Tensor]) -> Tensor:
-        parts = [some[n] if n in some else torch.zeros_like(self.net.weights[n]) for n in self._movable]
-        return torch.cat([part.reshape(-1) for part in parts])
+        weights = self._wide[0].weights
+        parts = [some[n] if n in some else torch.zeros_like(weights[n]) for n in self._movable]
+        flat = torch.cat([part.reshape(-1) for part in parts])
+        return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
     def _named(self, flat: Tensor) -> Weights:
-        weights = [self.net.weights[name] for name in self._movable]
+        weights = [self._wide[0].weights[name] for name in self._movable]
         parts = flat.split([weight.numel() for weight in weights])
         return {n: part.view(w.shape).to(w) for n, w, part in zip(self._movable, weights, parts, strict=True)}
 
@@ -476,8 +505,14 @@ class Metric:
 
     @cached_property
     def _dual(self) -> bool:
-        positive = not isinstance(self.of, LossHessian)
-        return positive and bool(self._movable) and fits(self.net, self._rows)
+        if not (self._positive and self._movable):
+            return False
+        _ = self._jacobian  # at first: a network that cannot be handled is then named as what it is
+        return fits(*self._wide)
+
+    @property
+    def _positive(self) -> bool:
+        return not isinstance(self.of, LossHessian)
 
     def _kernel(self, *, weighed: bool) -> Tensor:
         """R J P J^T R^T / N [N m, N m]; P is plasticity, or 1 for all that is plastic at all."""
@@ -489,16 +524,18 @@ class Metric:
 
     @cached_property
     def _weighed(self) -> Tensor:
-        return self._gram_of(self.net)
+        return self._gram_of(self._wide[0])
 
     @cached_property
     def _unweighed(self) -> Tensor:
-        return self._gram_of(self.net.with_plasticity({n: (p > 0).to(p) for n, p in self.net.plasticity.items()}))
+        net = self._wide[0]
+        return self._gram_of(net.with_plasticity({n: (p > 0).to(p) for n, p in net.plasticity.items()}))
 
     def _gram_of(self, net: Network) -> Tensor:
         assert not isinstance(self.of, LossHessian)
         root = self.of.root(self.outputs)
-        return self._sane(gram(net.with_autocast(None), self._rows, root)) / len(self.outputs)
+        kernel = self._sane(gram(net, self._wide[1], root)) / len(self.outputs)
+        return kernel.to(torch.promote_types(kernel.dtype, torch.float32))
 
     @cached_property
     def _factors(self) -> dict[float, tuple[Apply, str]]:
@@ -535,7 +572,7 @@ class Metric:
         total = _multiplied(self.cost, products)
         if fresh:
             rows = self.outputs.numel()
-            total += gram_cost(self.net, self._rows) + Cost(multiply_adds=rows**3 // 3)
+            total += gram_cost(*self._wide) + Cost(multiply_adds=rows**3 // 3)
         return found, how, total
 
     @cached_property

@@ -7,8 +7,9 @@ examples lie in what an operation returns is read off gradients, so that nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Pass:
     uses: dict[Range, list[Use]]
     odd: set[str]
     chooses: bool
+    rough: bool
 
     @staticmethod
     def of(net: Network, rows: Tensor, where: str) -> Pass:
@@ -56,9 +58,8 @@ class Pass:
             raise InputError(f"{where}(inputs)", f"a network with {len(rows)} rows of outputs", got)
         if not bool(torch.isfinite(outputs).all()):
             raise InputError(f"{where}(inputs)", "finite outputs", "NaN or infinity", "Check the inputs and weights.")
-        return Pass(
-            outputs, leaves, {found: uses for found, uses in reader.uses.items() if uses}, reader.odd, reader.chooses
-        )
+        uses = {found: some for found, some in reader.uses.items() if some}
+        return Pass(outputs, leaves, uses, reader.odd, reader.chooses, reader.rough)
 
     def back(self, cotangent: Tensor, calls: Sequence[Call]) -> list[Tensor]:
         """What comes back to the calls for a cotangent of the outputs [N, m]."""
@@ -77,12 +78,13 @@ class Pass:
         if not wanted or not self.outputs.requires_grad:
             return [None] * len(wanted)
         shaped = cotangent.reshape(self.outputs.shape).to(self.outputs)
-        try:
+        with differentiable("gram(net)", "a network that torch can differentiate"):
             return torch.autograd.grad(self.outputs, list(wanted), shaped, retain_graph=True, allow_unused=True)
-        except RuntimeError as problem:
-            said = str(problem).splitlines()[0]
-            remedy = "Write the module without what torch names here."
-            raise InputError("gram(net)", "a network that torch can differentiate", said, remedy) from problem
+
+    @property
+    def precise(self) -> float:
+        """Relative difference below which two ways to compute outputs agree."""
+        return 1e-8 if self.outputs.dtype == torch.float64 and not self.rough else 1e-4
 
     def place(self, examples: int) -> list[str]:
         """Find how examples lie in every call's output; the weights that must go the general way.
@@ -95,7 +97,7 @@ class Pass:
         rng = stream(0, "gram", "labels")
         labels = torch.randn(examples, generator=rng, dtype=torch.float64).to(flat.device)
         cotangent = torch.randn(flat.shape, generator=rng, dtype=torch.float64).to(flat.device)
-        precise = 1e-8 if self.outputs.dtype == torch.float64 else 1e-4
+        precise = self.precise
         plain = [_projected(g, call) for call, g in zip(calls, self.back(cotangent, calls), strict=True)]
         named = self.back(cotangent * labels[:, None], calls)
         stray: set[int] = set()
@@ -149,6 +151,62 @@ def written_out(net: Network) -> Any:
     """Context in which attention and recurrences run as the products that they are."""
     recurrent = any(isinstance(part, nn.RNNBase) for part in net.module.modules())
     return plain_kernels(attention=True, recurrence=recurrent)
+
+
+@contextmanager
+def differentiable(where: str, expected: str) -> Iterator[None]:
+    """Name what torch cannot differentiate; what the memory does not hold stays what it is."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if any(said in str(problem) for said in ("out of memory", "DefaultCPUAllocator")):
+            raise
+        said = (str(problem).splitlines() or [type(problem).__name__])[0]
+        remedy = "Write the module without what torch names here (nn.EmbeddingBag as an nn.Embedding and a mean)."
+        raise InputError(where, expected, said, remedy) from problem
+
+
+_HALF = frozenset([torch.float16, torch.bfloat16])
+
+
+def widened(net: Network, rows: Tensor) -> tuple[Network, Tensor]:
+    """A network and its inputs without mixed precision, and half precision as single where its forward allows."""
+    net = net.with_autocast(None)
+    if not any(tensor.dtype in _HALF for tensor in (*net.weights.values(), *net.buffers.values())):
+        return net, rows
+
+    def wide(tensors: Mapping[str, Tensor]) -> Weights:
+        return {name: one.float() if one.dtype in _HALF else one for name, one in tensors.items()}
+
+    layout = net.port.layout
+    if layout is not None:
+        parts = (replace(part, dtype=torch.float32 if part.dtype in _HALF else part.dtype) for part in layout.parts)
+        layout = replace(layout, parts=tuple(parts))
+    port, plasticity = replace(net.port, layout=layout), wide(net.plasticity)
+    made = replace(net, weights=wide(net.weights), buffers=wide(net.buffers), plasticity=plasticity, port=port)
+    kind = layout.dtype if layout is not None else torch.float32 if rows.dtype in _HALF else rows.dtype
+    inputs = rows.to(kind)
+    try:
+        made(inputs[:2])
+    except RuntimeError:  # something in it insists on half precision
+        return net, rows
+    return made, inputs
+
+
+def custom(outputs: Tensor) -> list[str]:
+    """Names of the functions of the user's own in a graph."""
+    names: dict[str, None] = {}
+    seen: set[Any] = set()
+    waiting = [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            names[node.name().removesuffix("Backward")] = None
+        waiting += [one for one, _ in node.next_functions]
+    return list(names)
 
 
 def _moves(plasticity: Tensor) -> bool:
@@ -208,6 +266,10 @@ _CHOOSING = frozenset(
 """Operations by which the data may decide which example goes where."""
 
 
+_ROUGH = frozenset([torch.float32, torch.bfloat16, torch.float16])
+"""Types whose rounding shows in gradients of a network in double precision that computes some of it in them."""
+
+
 class _Reader(TorchDispatchMode):
     """Sees every operation of a pass below autograd and keeps those that read a weight, in a form known or not."""
 
@@ -217,7 +279,7 @@ class _Reader(TorchDispatchMode):
         self._waiting: list[tuple[Call, Tensor]] = []
         self.uses: dict[Range, list[Use]] = {}
         self.odd: set[str] = set()
-        self.chooses = False
+        self.chooses = self.rough = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -228,6 +290,7 @@ class _Reader(TorchDispatchMode):
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and self._owner(leaf)]
         name = str(func._schema.name).removeprefix("aten::")
         self.chooses |= name in _CHOOSING
+        self.rough |= any(isinstance(leaf, Tensor) and leaf.dtype in _ROUGH for leaf in tree_leaves(result))
         if read and name not in SHAPED:
             made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             if made and all(self._owner(leaf) for leaf in made) and not func._schema.is_mutable:

@@ -244,13 +244,16 @@ def lanczos(
     return values, vectors, residuals
 
 
-def hutchpp(apply: Callable[[Tensor], Tensor], draw: Callable[[], Tensor], queries: int) -> Estimate:
+def hutchpp(
+    apply: Callable[[Tensor], Tensor], draw: Callable[[], Tensor], queries: int, *, positive: bool = False
+) -> Estimate:
     """Trace of a symmetric map from products: exact on the range of a sketch, by random probes on the rest.
 
     Args:
         apply: y -> B y.
         draw: Draws a vector of independent signs, zero where no vector may be.
         queries: Products, at least 6; a third for the sketch, a third on its range, a third for the rest.
+        positive: No eigenvalue is negative: the interval begins at what is known.
 
     Source: Meyer, Musco, Musco and Woodruff, Hutch++, 2021.
     """
@@ -264,11 +267,17 @@ def hutchpp(apply: Callable[[Tensor], Tensor], draw: Callable[[], Tensor], queri
     sizes = upper.diagonal().abs()
     basis = basis[:, sizes > 10 * torch.finfo(images.dtype).eps * float(sizes.max())]
     caught = sum(float((column.double() * apply(column)).sum()) for column in basis.unbind(1))
-    return rest_of_trace(apply, draw, basis, caught, queries - 2 * third)
+    return rest_of_trace(apply, draw, basis, caught, queries - 2 * third, positive=positive)
 
 
 def rest_of_trace(
-    apply: Callable[[Tensor], Tensor], draw: Callable[[], Tensor], basis: Tensor, caught: float, probes: int
+    apply: Callable[[Tensor], Tensor],
+    draw: Callable[[], Tensor],
+    basis: Tensor,
+    caught: float,
+    probes: int,
+    *,
+    positive: bool = False,
 ) -> Estimate:
     """Trace of a map of which the part on an orthonormal basis [n, k] is known: random probes see the rest."""
     found = []
@@ -277,7 +286,8 @@ def rest_of_trace(
         probe = probe - basis @ (basis.T @ probe)
         found.append(float((probe.double() * apply(probe)).sum()))
     rest = mean_interval(found)
-    return Estimate(caught + rest.low, caught + rest.best, caught + rest.high)
+    known, least = (max(caught, 0.0), 0.0) if positive else (caught, -math.inf)
+    return Estimate(*(known + max(part, least) for part in (rest.low, rest.best, rest.high)))
 
 
 def signs(like: Tensor, rng: Generator) -> Tensor:

@@ -132,11 +132,15 @@ class Recover:
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, (Teacher, Recorded)):
+            expected = "Teacher(intact network, inputs) or Recorded(inputs, outputs)"
+            raise InputError("Recover.source", expected, type(self.source).__name__)
         for name, number in (("steps", self.steps), ("limit", self.limit)):
-            if not (number is None and name == "limit") and not (isinstance(number, int) and number >= 1):
+            whole = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+            if not whole and not (number is None and name == "limit"):
                 raise InputError(f"Recover.{name}", "a whole number of at least 1", repr(number))
-        if not 0 < self.damping < math.inf:
-            raise InputError("Recover.damping", "a finite number above 0", self.damping)
+        if not (isinstance(self.damping, (int, float)) and 0 < self.damping < math.inf):
+            raise InputError("Recover.damping", "a finite number above 0", repr(self.damping))
 
     def __call__(self, net: Network, rng: Generator, /) -> Iterator[Moment]:
         """Moments of the recovery of a damaged network; each is the best so far."""
@@ -235,7 +239,7 @@ class _Walk:
         for left in range(limit, 0, -1):
             start = clock(net.device)
             if jacobian is None:
-                jacobian = Jacobian(net, self.known.rows)
+                jacobian = Jacobian(net, self.known.rows, "Recover(net)")
                 self.spend(1, 1, 3)
                 now = self.known.distance(jacobian.outputs)
             # In steps that are whole parts of the way, rounding must not leave a last, tiny one.
@@ -269,8 +273,8 @@ class _Walk:
         """The network after a step, and by the linear model the squared distance without and with its correction."""
         error = jacobian.outputs - self.known.wanted
         if to > share:
-            ahead = self.placed(net, to)
-            error = error + jacobian.push({name: ahead.weights[name] - net.weights[name] for name in self.lost})
+            there = self.placed(net, to)
+            error = error + jacobian.push({name: there.weights[name] - net.weights[name] for name in self.lost})
             self.spend(1, 0, 2)
         kernel = _Kernel(jacobian, self.known, net.plasticity)
         wrong = self.known.weighed(error).flatten()
@@ -283,7 +287,8 @@ class _Walk:
         self.top = top
         solved = conjugate_gradients(kernel, wrong, damping * largest, TOLERANCE, PRODUCTS)
         back = jacobian.pull(self.known.weighed(solved.vector.view(error.shape)))
-        moved = net.move({name: net.weights[name] - change / len(error) for name, change in back.items()})
+        ahead = {n: (net.weights[n] - change / len(error)).to(net.weights[n].dtype) for n, change in back.items()}
+        moved = net.move(ahead)
         follows = jacobian.push({name: moved.weights[name] - net.weights[name] for name in back})
         count = calls + solved.products
         self.spend(count + 1, count + 1, 4 * (count + 1))

@@ -222,14 +222,11 @@ def _pushed(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tensor]:
 def _pushed_back(net: Network, u: Weights, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The same by differentiating backwards twice."""
     try:
-        jacobian = Jacobian(net, inputs)
+        jacobian = Jacobian(net, inputs, "resilience(net)")
         return jacobian.outputs, jacobian.push(u)
-    except RuntimeError as problem:
-        if any(said in str(problem) for said in EXHAUSTED):
-            raise
-        said = (str(problem).splitlines() or ["no message"])[0][:120]
-        remedy = "Leave the break-down out: repeats=0."
-        raise InputError("resilience(net)", "operations whose derivatives torch knows", said, remedy) from problem
+    except InputError as problem:
+        remedy = f"{problem.remedy} Or leave the break-down out: repeats=0.".strip()
+        raise InputError(problem.where, problem.expected, problem.got, remedy) from problem
 
 
 def by_count(
