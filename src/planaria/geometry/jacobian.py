@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,9 @@ SAME = 1e-4
 ADJOINT = 0.02
 """Difference between u.(J v) and (J^T u).v, relative to their usual size, that rounding explains."""
 
+_CHECKED: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()
+"""Modules whose derivatives have been checked, with what their inputs looked like."""
+
 
 class Jacobian:
     """J = df/dw of a network on some inputs, at its weights, in eval mode and single or double precision throughout.
@@ -76,7 +80,6 @@ class Jacobian:
         self._net = net
         self._inputs = inputs
         self._where = where
-        self._checked = False
         recurrent = any(isinstance(part, nn.RNNBase) for part in net.module.modules())
         self._recurrence = recurrent or steps_matter(net.module, net.device)
         self._names = [name for name, weight in net.weights.items() if weight.is_floating_point()]
@@ -173,8 +176,10 @@ class Jacobian:
         return torch.cat(slopes), self._summed(bends)
 
     def check(self) -> None:
-        """Once, on two inputs: u.(J v) = (J^T u).v. Some functions lose derivatives of their derivatives silently."""
-        if self._checked:
+        """Once for each module, on two inputs: u.(J v) = (J^T u).v. Some functions lose second derivatives silently."""
+        kind = (self._inputs.shape[1:], self._inputs.dtype, self._inputs.device)
+        known = _CHECKED.setdefault(self._net.module, set())
+        if kind in known:
             return
         with self.exact():
             graph = self._graph(self._inputs[:2])
@@ -193,7 +198,7 @@ class Jacobian:
             got = f"{named}, whose derivative torch cannot differentiate"
             remedy = "Let its backward consist of torch's operations, on tensors that it has not detached."
             raise InputError(self._where, "a network that torch can differentiate twice", got, remedy)
-        self._checked = True
+        known.add(kind)
 
     @property
     def _sizes(self) -> list[int]:
