@@ -256,8 +256,8 @@ class Network:
             InputError: If the other has weights of other names or shapes.
 
         Example:
-            >>> net = Network.of(nn.Linear(1, 1))
-            >>> net.with_weights({"bias": net.weights["bias"] + 2}) - net
+            >>> a = Network.of(nn.Linear(1, 1)).with_weights({"bias": torch.tensor([1.0])})
+            >>> a.with_weights({"bias": torch.tensor([3.0])}) - a
             {'weight': tensor([[0.]]), 'bias': tensor([2.])}
         """
         if not isinstance(other, Network):

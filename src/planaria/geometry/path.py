@@ -228,8 +228,8 @@ def towards(a: Network, b: Network) -> Weights:
 
     Example:
         >>> from torch import nn
-        >>> net = Network.of(nn.Linear(1, 1))
-        >>> towards(net, net.with_weights({"bias": net.weights["bias"] + 2}))["bias"]
+        >>> net = Network.of(nn.Linear(1, 1)).with_weights({"bias": torch.tensor([1.0])})
+        >>> towards(net, net.with_weights({"bias": torch.tensor([3.0])}))["bias"]
         tensor([2.])
     """
     return {name: w if w.is_floating_point() else torch.zeros(w.shape, device=w.device) for name, w in (b - a).items()}
