@@ -184,7 +184,7 @@ def test_a_value_whose_examples_are_in_another_order_has_no_rows() -> None:
             self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x.flip(0)).relu()).flip(0)
+            return self.b(self.a(x.flip(0)).tanh()).flip(0)
 
     program = _program(Network.of(Backwards(), torch.ones(1, 4)))
     assert program.rows.keys() == {program.input, program.output}
