@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from planaria.measure.shares import is_share
 from planaria.measure.statistics import Estimate, finite
 from planaria.measure.task import Task
 from planaria.repair.retrain import Retrain
+from planaria.study.keeping import Keep, done_now
 from planaria.study.train import usual_batch
 
 STRAIGHT, ALIGNED, BEZIER, CHAIN, GREEDY = "straight", "aligned", "bezier", "chain", "greedy"
@@ -47,9 +48,6 @@ WAYS = {
 CONTROL = "control"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 LOSS, SCORE = "loss", "score"
-
-Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Remembers what a part of a study has found: `(name, make) -> what make() gave, now or before`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +251,7 @@ class Survey:
             priced[CONTROL] = 3 * self.control * usual_batch(rows) / rows + measured
         return priced
 
-    def run(self, keep: Keep = lambda name, make: make()) -> Connection:
+    def run(self, keep: Keep = done_now) -> Connection:
         """Try every way.
 
         Args:

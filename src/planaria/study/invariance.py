@@ -8,7 +8,7 @@ displacements of equal length at random, networks trained from other starts, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from planaria.study.invariant_set import (
     Invariance,
     Member,
 )
-from planaria.study.lesions import Keep
+from planaria.study.keeping import Keep, done_now
 from planaria.study.lines import Line, Pair, curved_lines, straight_lines
 from planaria.study.regime import ATTRITION, EACH, Mode, Regime
 from planaria.study.survival import Survival
@@ -56,11 +56,6 @@ INPUTS = 500
 BENT = 10
 """Most pairs that are joined by a curve."""
 WHERE = "invariance"
-
-
-def _now(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    del name
-    return make()
 
 
 def invariance(
@@ -172,7 +167,7 @@ class Survey:
 
     # ------------------------------------------------------------------------------------------------ the work
 
-    def run(self, keep: Keep = _now) -> Invariance:
+    def run(self, keep: Keep = done_now) -> Invariance:
         """Walk, train the controls, join and compare.
 
         Args:

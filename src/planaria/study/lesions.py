@@ -8,7 +8,7 @@ same layers. Units are chosen on the training split; what their loss costs is me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -25,6 +25,7 @@ from planaria.measure.statistics import Estimate, mean_interval
 from planaria.measure.task import Task
 from planaria.study.dissociation import Change, Crossing, Dissociation, control_interval, dissociations, p_control
 from planaria.study.groupings import By, ByCluster, ByLayer, BySelectivity, Chosen, Controls, controls, grouped
+from planaria.study.keeping import Keep, done_now
 from planaria.study.lesion_bench import Bench, together
 from planaria.study.lesioned import Guide, Lesioned, LesionStudy, Loss
 from planaria.study.selectivity import Responses, Selectivity, checked_labels, responses, selectivity_of
@@ -43,12 +44,6 @@ LEG = 16
 """Lesions that are measured in one go: what a stop in between loses."""
 
 ALL_UNITS = EachUnit()
-Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-
-
-def _now(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    del name
-    return make()
 
 
 def lesion_study(
@@ -231,7 +226,7 @@ class Survey:
 
     # ------------------------------------------------------------------------------------------------ the work
 
-    def run(self, keep: Keep = _now) -> LesionStudy:
+    def run(self, keep: Keep = done_now) -> LesionStudy:
         """Silence everything and compare.
 
         Args:

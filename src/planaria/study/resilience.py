@@ -7,7 +7,7 @@ a prediction is the prediction beside the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -39,6 +39,7 @@ from planaria.study.breakdown import (
 )
 from planaria.study.gating import BASIS, POOL, Gated, changes, gated, loss_rises, magnitudes
 from planaria.study.guides import Trial, Trials
+from planaria.study.keeping import Keep, done_now
 from planaria.study.resilient import ALONE, GREEDY, RANDOM, Gates, Resilience, Stiffness, Together
 from planaria.study.vulnerability import evenly
 from planaria.sweep.ablate import ablate
@@ -63,14 +64,6 @@ DAMPING = 1e-3
 """mu of the effective dimension, as a share of the largest eigenvalue."""
 
 ALL = EachUnit()
-
-Keep = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Name of a step and how it is done -> its result, as plain values; done now, or remembered."""
-
-
-def _now(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    del name
-    return make()
 
 
 def resilience(
@@ -286,7 +279,7 @@ class Survey:
         """The units that are studied."""
         return EachUnit(layers=tuple(self.layers))
 
-    def run(self, keep: Keep = _now) -> Resilience:
+    def run(self, keep: Keep = done_now) -> Resilience:
         """Map, single units, sets, spectrum, lesions.
 
         Args:

@@ -7,10 +7,9 @@ z(u, v) = z + u z_1 + v z_2. Other networks are run whole at each point.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from planaria.measure.data import Data
 from planaria.measure.labels import IGNORED
 from planaria.measure.statistics import finite
 from planaria.measure.task import FORWARD_BATCH, KEPT, Task
+from planaria.study.keeping import Keep, Step, done_now
 from planaria.study.plane import Plane
 from planaria.study.surface_map import Stop, Surface
 from planaria.sweep.chain import Chain, Stage
@@ -37,15 +37,6 @@ CHUNK = 512
 """Examples at a time: the activations of a hidden layer then stay in cache."""
 HELD = 1 << 28
 """Bytes of first products that are kept for all rows of the grid, and of outputs that are held at once."""
-
-Row = dict[str, Any]
-Keep = Callable[[str, Callable[[], Row]], Row]
-"""Name of a step and how it is done -> its result, as plain values; done now, or remembered."""
-
-
-def _now(name: str, make: Callable[[], Row]) -> Row:
-    del name
-    return make()
 
 
 def surface(
@@ -252,14 +243,14 @@ class Grid:
             seconds=seconds,
         )
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> Step:
         """Loss and score along one row, as plain values; None where they are not finite."""
         started = clock(self.net.device)
         losses, scores = self._scored(self.at[number], self.at)
-        row: Row = finite({"loss": losses, "score": scores, "seconds": clock(self.net.device) - started})
+        row: Step = finite({"loss": losses, "score": scores, "seconds": clock(self.net.device) - started})
         return row
 
-    def run(self, keep: Keep = _now) -> Surface:
+    def run(self, keep: Keep = done_now) -> Surface:
         """All rows, then the walk.
 
         Args:
@@ -289,7 +280,7 @@ class Grid:
 
     # ------------------------------------------------------------------------------------------------ the steps
 
-    def _walked(self) -> Row:
+    def _walked(self) -> Step:
         """The centre's own loss and score, and each network of the walk with the point below it."""
         loss, score = self._whole(self.net)
         stops = []
@@ -298,7 +289,7 @@ class Grid:
             far = float(norm(one - self.net))
             (own_loss, own_score), (below_loss, below_score) = self._whole(one), self._whole(self._at(u, v))
             stops.append(Stop(u, v, off, far, own_loss, own_score, below_loss, below_score))
-        row: Row = finite({"loss": loss, "score": score, "stops": [asdict(stop) for stop in stops]})
+        row: Step = finite({"loss": loss, "score": score, "stops": [asdict(stop) for stop in stops]})
         return row
 
     @without_tf32()
